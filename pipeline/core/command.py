@@ -1,0 +1,131 @@
+"""How a stage becomes a command: flags, TOML table and ``--set`` meet in one configuration dataclass.
+
+A room's ``command.py`` lists its commands and imports nothing heavy; the stage itself is named as
+``module:function`` and imported when it is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.core import config as configuration
+from pipeline.core.errors import UsageError
+from pipeline.core.stage import RunOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command of the face.
+
+    Attributes:
+        name: As typed, e.g. ``dedup search``.
+        help: One line.
+        config: Frozen dataclass that the command fills.
+        arguments: Adds the command's own flags to a parser; a flag's ``dest`` is the field it fills and its
+            default is ``None``, so that only flags that were given override the file.
+        stage: ``module:function`` of a ``function(config, out, options)`` that does the work.
+        table: Table of a run file that configures it, e.g. ``dedup.search``.
+        beam: Whether options right of ``--`` go to Beam.
+    """
+
+    name: str
+    help: str
+    config: type[Any]
+    arguments: Callable[[argparse.ArgumentParser], None]
+    stage: str
+    table: str
+    beam: bool = False
+
+    def load(self) -> Callable[[Any, str, RunOptions], Any]:
+        """Imports and returns the stage's function."""
+        module, _, function = self.stage.partition(":")
+        loaded: Callable[[Any, str, RunOptions], Any] = getattr(importlib.import_module(module), function)
+        return loaded
+
+
+def parser(command: Command) -> argparse.ArgumentParser:
+    """The command's parser: its own flags and the common ones; abbreviations are not accepted."""
+    made = argparse.ArgumentParser(
+        prog=f"wit {command.name}",
+        description=command.help,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Options right of `--` go to Beam." if command.beam else None,
+    )
+    command.arguments(made)
+    made.add_argument("--out", metavar="DIR", required=True, help="output folder")
+    add_common(made)
+    return made
+
+
+def add_common(made: argparse.ArgumentParser) -> None:
+    """Flags that every command has."""
+    common = made.add_argument_group("common")
+    common.add_argument("--config", metavar="FILE.toml", help="take the command's table from this file")
+    common.add_argument(
+        "--set", dest="assignments", metavar="KEY=VALUE", action="append", default=[],
+        help="override one value, as table.key=value",
+    )  # fmt: skip
+    common.add_argument("--overwrite", action="store_true", help="replace a finished result")
+    common.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    common.add_argument("--quiet", action="store_true", help="no progress and no closing table")
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def run(command: Command, arguments: Sequence[str], beam_arguments: Sequence[str]) -> Any:
+    """Parses, configures and runs one command.
+
+    Raises:
+        WitError: Whatever is wrong, as one line.
+        SystemExit: argparse's own usage errors (status 2).
+    """
+    if beam_arguments and not command.beam:
+        raise UsageError(f"wit {command.name} takes no Beam options", found=" ".join(beam_arguments))
+    args = parser(command).parse_args(list(arguments))
+    config = configured(command, args)
+    options = RunOptions(
+        overwrite=args.overwrite, dry_run=args.dry_run, quiet=args.quiet, beam=tuple(beam_arguments)
+    )
+    return command.load()(config, args.out, options)
+
+
+def configured(command: Command, args: argparse.Namespace) -> Any:
+    """The configuration from the file's table, then ``--set``, then flags."""
+    document = configuration.read_toml(args.config) if args.config else {}
+    document = configuration.override(document, args.assignments)
+    table = dict(lookup(document, command.table))
+    for tables in args.assignments:
+        known = tables.partition("=")[0].strip()
+        if not known.startswith(f"{command.table}."):
+            raise UsageError(
+                "--set names a table this command does not read",
+                where=known,
+                expected=f"{command.table}.KEY=VALUE",
+            )
+    fields = {field.name for field in dataclasses.fields(command.config)}
+    for name, value in vars(args).items():
+        if name in fields and value is not None:
+            table[name] = tuple(value) if isinstance(value, list) else value
+    return configuration.from_table(command.config, table, where=f"[{command.table}]")
+
+
+def lookup(document: Mapping[str, Any], table: str) -> Mapping[str, Any]:
+    """The nested table of a dotted name, empty if it is not there."""
+    place: Any = document
+    for name in table.split("."):
+        place = place.get(name, {}) if isinstance(place, Mapping) else {}
+    if not isinstance(place, Mapping):
+        raise UsageError("expected a table", where=f"[{table}]", found=repr(place))
+    return place
+
+
+def path_list(made: Any, flag: str, *, help: str, required: bool = False) -> None:  # noqa: A002
+    """Adds a flag that takes one or more PATHs and may be repeated."""
+    made.add_argument(
+        flag, metavar="PATH", nargs="+", action="extend", default=None, help=help, required=required
+    )

@@ -1,0 +1,217 @@
+"""Finding, opening and atomically writing files, local or remote (any fsspec URL)."""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import errno
+import gzip
+import io
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.core.errors import InputError, OutputError, WitError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def join(folder: str, *names: str) -> str:
+    """Joins a folder (path or URL) and names with single slashes."""
+    return "/".join([folder.rstrip("/") or "/", *names])
+
+
+def filesystem(path: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a path and the path as that filesystem spells it."""
+    try:
+        return cast("tuple[Any, str]", fsspec.core.url_to_fs(path))
+    except (ImportError, ValueError) as error:
+        raise InputError("no reader for this kind of address", where=path, found=str(error)) from error
+
+
+def is_local(path: str) -> bool:
+    """Whether the path lies on this machine's own file system."""
+    return isinstance(filesystem(path)[0], LocalFileSystem)
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, name = filesystem(path)
+    return bool(fs.exists(name))
+
+
+def is_folder(path: str) -> bool:
+    """Whether the path is a folder."""
+    fs, name = filesystem(path)
+    return bool(fs.isdir(name))
+
+
+def size(path: str) -> int:
+    """Size of a file in bytes."""
+    fs, name = filesystem(path)
+    return int(fs.size(name) or 0)
+
+
+def list_files(folder: str, *, suffixes: Sequence[str] = ()) -> list[str]:
+    """All files below a folder, sorted by path; hidden and temporary ones are left out.
+
+    Args:
+        folder: Path or URL.
+        suffixes: Keep only names that end so (any case); empty keeps all.
+    """
+    fs, root = filesystem(folder)
+    wanted = tuple(s.lower() for s in suffixes)
+    found = []
+    for name in fs.find(root):
+        relative = name[len(root) :].lstrip("/")
+        if any(part.startswith(".") for part in relative.split("/")):
+            continue
+        if not wanted or name.lower().endswith(wanted):
+            found.append(join(folder, relative))
+    return sorted(found)
+
+
+def expand(patterns: Sequence[str], *, suffixes: Sequence[str] = (), what: str = "input files") -> list[str]:
+    """Turns PATH arguments (files, folders, globs, URLs) into a sorted list of files without repeats.
+
+    Args:
+        patterns: What the user gave.
+        suffixes: Which files of a folder count; a file named directly always counts.
+        what: Name of the thing for messages.
+
+    Raises:
+        InputError: A path does not exist, a glob matches nothing, or a folder holds no such file.
+    """
+    files: set[str] = set()
+    for pattern in patterns:
+        fs, name = filesystem(pattern)
+        if fs.isfile(name):
+            files.add(pattern)
+        elif fs.isdir(name):
+            inside = list_files(pattern, suffixes=suffixes)
+            if not inside:
+                ends = " or ".join(suffixes) or "any name"
+                raise InputError(
+                    f"the folder holds no {what}", where=pattern, expected=f"files ending in {ends}"
+                )
+            files.update(inside)
+        elif any(sign in pattern for sign in "*?["):
+            matches = fs.glob(name)
+            if not matches:
+                raise InputError(f"no {what} match this pattern", where=pattern)
+            head = pattern.partition("://")[0] + "://" if "://" in pattern else ""
+            files.update(head + m.lstrip("/") if head else m for m in matches if fs.isfile(m))
+        else:
+            raise InputError(f"no such {what}", where=pattern, hint="check the path")
+    return sorted(files)
+
+
+def open_input(path: str, *, decompress: bool = True) -> IO[bytes]:
+    """Opens a file for reading bytes; gzip, bzip2 and zstd are recognised by their first bytes.
+
+    Raises:
+        InputError: The file cannot be opened.
+    """
+    fs, name = filesystem(path)
+    try:
+        raw = cast("IO[bytes]", fs.open(name, "rb"))
+    except OSError as error:
+        raise InputError("cannot open", where=path, found=error.strerror or error) from error
+    if not decompress:
+        return raw
+    magic = raw.read(4)
+    raw.seek(0)
+    if magic[:2] == b"\x1f\x8b":
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
+    if magic[:3] == b"BZh":
+        return bz2.BZ2File(raw)
+    if magic == b"\x28\xb5\x2f\xfd":
+        import zstandard
+
+        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+        return io.BufferedReader(cast("io.RawIOBase", reader))
+    return raw
+
+
+@contextlib.contextmanager
+def output_errors(where: str) -> Iterator[None]:
+    """Turns a full disk, a read-only folder and their like into one clear line."""
+    try:
+        yield
+    except WitError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OutputError(
+                "the disk is full", where=where, hint="free some space and run the same command again"
+            ) from error
+        if error.errno in _REFUSED:
+            raise OutputError(
+                "not allowed to write here", where=where, hint="choose another --out folder"
+            ) from error
+        raise OutputError("cannot write", where=where, found=error.strerror or str(error)) from error
+
+
+def make_folder(folder: str) -> None:
+    """Creates a folder and its parents."""
+    fs, name = filesystem(folder)
+    with output_errors(folder):
+        fs.makedirs(name, exist_ok=True)
+
+
+@contextlib.contextmanager
+def open_atomic(path: str) -> Iterator[IO[bytes]]:
+    """Opens a file that appears under its name only when it is complete.
+
+    Local files are written beside the target, synced and renamed. Object stores publish an object when its upload
+    is closed, so there the target is written directly and discarded on an error.
+    """
+    fs, name = filesystem(path)
+    if not isinstance(fs, LocalFileSystem):
+        with output_errors(path), fs.open(name, "wb") as file:
+            try:
+                yield file
+            except BaseException:
+                if hasattr(file, "discard"):
+                    file.discard()
+                raise
+        return
+    folder, base = os.path.split(name)
+    temporary = os.path.join(folder, f".{base}.{uuid.uuid4().hex[:8]}.tmp")
+    with output_errors(path):
+        os.makedirs(folder, exist_ok=True)
+        try:
+            with open(temporary, "wb") as local:
+                yield local
+                local.flush()
+                os.fsync(local.fileno())
+            os.replace(temporary, name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+
+def write_bytes(path: str, data: bytes) -> None:
+    """Writes a whole file atomically."""
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+def read_bytes(path: str) -> bytes:
+    """Reads a whole file as it is, without decompressing."""
+    with open_input(path, decompress=False) as file:
+        return file.read()
+
+
+def remove(path: str) -> None:
+    """Removes a file or a folder with all it holds; nothing happens if it is not there."""
+    fs, name = filesystem(path)
+    with output_errors(path):
+        if fs.exists(name):
+            fs.rm(name, recursive=True)

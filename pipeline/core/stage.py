@@ -1,0 +1,251 @@
+"""The life of an output folder: refuse, skip, resume or make it; the manifest comes last and must add up.
+
+While a stage works its folder holds ``unfinished.json``; when it is done that file gives way to
+``manifest.json``. A killed stage therefore leaves a folder that no reader trusts and that the same command
+starts again.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.core import manifest, paths, tables
+from pipeline.core.config import config_sha256, resolve
+from pipeline.core.errors import OutputError, StageFailedError
+from pipeline.core.manifest import Manifest
+
+MARKER = "unfinished.json"
+OWNED = ("part-*.parquet", "dropped/*", ".*.tmp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How to run a stage, as opposed to what it computes.
+
+    Attributes:
+        overwrite: Replace a finished folder made with another configuration.
+        dry_run: Print the plan and do nothing.
+        quiet: No progress line and no closing table.
+        beam: Options right of ``--``, for Beam's ``PipelineOptions``.
+    """
+
+    overwrite: bool = False
+    dry_run: bool = False
+    quiet: bool = False
+    beam: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a stage's body reports when its files are written.
+
+    Attributes:
+        rows: Rows written.
+        rows_in: Rows that came in, counted where they came in; must equal rows + dropped.
+        dropped: Rows dropped by reason; ``None`` counts them from ``dropped/``.
+        engine: What ran it.
+        extra: Stage-specific manifest entries.
+    """
+
+    rows: int
+    rows_in: int
+    dropped: Mapping[str, int] | None = None
+    engine: str = "local"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_stage(
+    body: Callable[[str], StageResult],
+    *,
+    stage: str,
+    contract: str,
+    config: Any,
+    inputs: Sequence[str],
+    out: str,
+    options: RunOptions,
+    owned: Sequence[str] = (),
+    resumable: bool = False,
+) -> Manifest | None:
+    """Runs a stage's body into an output folder and writes its manifest.
+
+    Args:
+        body: Gets the folder, writes files into it, returns what it did.
+        stage: The command's name, as ``select`` or ``dedup search``.
+        contract: ``name/version`` of the result.
+        config: The stage's configuration dataclass.
+        inputs: Paths the stage reads; their identity is recorded and compared on a re-run.
+        out: Output folder.
+        options: How to run.
+        owned: Name patterns, relative to the folder, of files the stage makes beside parts and ``dropped/``.
+        resumable: Keep the files of an unfinished run with the same configuration and inputs: the body goes on
+            from them.
+
+    Returns:
+        The manifest, of this run or of the finished folder that made it unnecessary; ``None`` for a dry run.
+
+    Raises:
+        OutputError: The folder belongs to something else, or cannot be written.
+        StageFailedError: Rows in are not rows out plus dropped.
+    """
+    described = [manifest.describe(path) for path in inputs]
+    if options.dry_run:
+        _print_plan(stage, contract, config, described, out)
+        return None
+    patterns = (*OWNED, *owned)
+    sha = config_sha256(config)
+    done = _finished(out, stage, sha, config, described, options)
+    if done is not None:
+        if not options.quiet:
+            print(f"{stage}: already done, nothing to do: {out}", file=sys.stderr)
+        return done
+    identities = [manifest.identity(d) for d in described]
+    marker = {"stage": stage, "config_sha256": sha, "inputs": identities}
+    _prepare(out, marker, patterns, resumable=resumable)
+    started = manifest.now()
+    with paths.output_errors(out):
+        result = body(out)
+        if not paths.exists(paths.join(out, "dropped")):
+            dropped: Mapping[str, int] = result.dropped or {}
+        else:
+            dropped = tables.count_dropped(out) if result.dropped is None else result.dropped
+        _check_sum(stage, out, result, dropped)
+        finished = Manifest(
+            contract=contract,
+            stage=stage,
+            rows=result.rows,
+            rows_in=result.rows_in,
+            dropped=dict(sorted(dropped.items())),
+            inputs=described,
+            config=resolve(config),
+            config_sha256=sha,
+            version=manifest.version(),
+            engine=result.engine,
+            started_at=started,
+            finished_at=manifest.now(),
+            extra=result.extra,
+        )
+        paths.write_bytes(paths.join(out, manifest.NAME), finished.to_json().encode())
+        paths.remove(paths.join(out, MARKER))
+    if not options.quiet:
+        print(closing_table(finished, out), file=sys.stderr)
+    return finished
+
+
+def _check_sum(stage: str, out: str, result: StageResult, dropped: Mapping[str, int]) -> None:
+    total = result.rows + sum(dropped.values())
+    if total != result.rows_in:
+        raise StageFailedError(
+            f"{stage}: rows do not add up",
+            where=out,
+            expected=f"{result.rows_in:,} in = rows out + dropped",
+            found=f"{result.rows:,} + {sum(dropped.values()):,} ({dict(dropped)})",
+            hint="this is a defect of the stage: please report it",
+        )
+
+
+def _finished(
+    out: str, stage: str, sha: str, config: Any, described: Sequence[Mapping[str, Any]], options: RunOptions
+) -> Manifest | None:
+    if not paths.exists(paths.join(out, manifest.NAME)):
+        return None
+    found = manifest.read(out)
+    if found.stage != stage:
+        raise OutputError(
+            "the folder holds the result of another command",
+            where=out,
+            expected=f"wit {stage}",
+            found=f"wit {found.stage}",
+            hint="choose another --out folder",
+        )
+    same_inputs = [manifest.identity(i) for i in found.inputs] == [manifest.identity(i) for i in described]
+    if found.config_sha256 == sha and same_inputs:
+        return found
+    if options.overwrite:
+        return None
+    what = ", ".join(_differences(found, config)) or (
+        "other inputs" if not same_inputs else "another configuration"
+    )
+    raise OutputError(
+        "the folder is finished, but with another configuration or other inputs",
+        where=out,
+        found=what,
+        hint="pass --overwrite to replace it or choose another --out folder",
+    )
+
+
+def _differences(found: Manifest, config: Any) -> list[str]:
+    now = resolve(config)
+    keys = sorted(set(now) | set(found.config))
+    return [
+        f"{k} was {found.config.get(k)!r}, is {now.get(k)!r}"
+        for k in keys
+        if now.get(k) != found.config.get(k)
+    ][:3]
+
+
+def _prepare(out: str, marker: Mapping[str, Any], patterns: Sequence[str], *, resumable: bool) -> None:
+    marker_path, manifest_path = paths.join(out, MARKER), paths.join(out, manifest.NAME)
+    before: Mapping[str, Any] | None = None
+    if paths.exists(out):
+        if not paths.is_folder(out):
+            raise OutputError("a file stands where the output folder should be", where=out)
+        if paths.exists(marker_path):
+            try:
+                before = json.loads(paths.read_bytes(marker_path))
+            except ValueError:
+                before = {}
+            stage = before.get("stage", marker["stage"])
+            if stage != marker["stage"]:
+                raise OutputError(
+                    f"the folder holds an unfinished `wit {stage}`",
+                    where=out,
+                    hint="choose another --out folder",
+                )
+        elif not paths.exists(manifest_path) and paths.list_files(out):
+            raise OutputError(
+                "the folder is not empty and was not made by this command",
+                where=out,
+                hint="choose an empty or new --out folder",
+            )
+    paths.make_folder(out)
+    with paths.output_errors(out):
+        # The marker first, then the old manifest away: at no moment does a half-cleared folder look finished.
+        if not (resumable and before == dict(marker)):
+            paths.remove(manifest_path)
+            paths.write_bytes(marker_path, (json.dumps(marker, sort_keys=True) + "\n").encode())
+            clear(out, patterns)
+
+
+def clear(out: str, patterns: Sequence[str]) -> None:
+    """Removes files of a folder whose relative names match a pattern; everything else stays."""
+    fs, root = paths.filesystem(out)
+    for name in fs.find(root):
+        relative = name[len(root) :].lstrip("/")
+        if any(fnmatch.fnmatch(relative, pattern) for pattern in patterns):
+            fs.rm(name)
+
+
+def _print_plan(
+    stage: str, contract: str, config: Any, described: Sequence[Mapping[str, Any]], out: str
+) -> None:
+    lines = [f"wit {stage}: would write {contract} to {out}"]
+    for item in described:
+        size = f"{item['rows']:,} rows" if "rows" in item else f"{item['bytes']:,} bytes"
+        lines.append(f"  reads  {item['path']}  ({size})")
+    lines += [f"  {key} = {value!r}" for key, value in resolve(config).items()]
+    print("\n".join(lines))
+
+
+def closing_table(done: Manifest, out: str) -> str:
+    """What came in, went out and was dropped, by reason, and where the result is."""
+    lines = [f"{done.stage}: {done.rows_in:,} in, {done.rows:,} out, {sum(done.dropped.values()):,} dropped"]
+    width = max((len(r) for r in done.dropped), default=0)
+    for reason, count in sorted(done.dropped.items(), key=lambda item: (-item[1], item[0])):
+        lines.append(f"    {reason:<{width}}  {count:>12,}")
+    lines.append(f"  -> {out}")
+    return "\n".join(lines)
