@@ -171,10 +171,9 @@ def _shard_row(
 
 def _queries(rows: int, _: random.Random) -> list[dict[str, object]]:
     words = [*COLOURS, *SHAPES, *(f"word{i}" for i in range(rows))]
-    counted: list[dict[str, object]] = [
+    return [
         {"query_id": i, "query": words[i], "sources": ["word"], "count": 1000 - i % 900} for i in range(rows)
     ]
-    return counted
 
 
 def _candidates(rows: int, draw: random.Random) -> list[dict[str, object]]:
@@ -204,7 +203,7 @@ def _pairs(rows: int, draw: random.Random) -> list[dict[str, object]]:
 
 
 def _embeddings(rows: int, draw: random.Random) -> list[dict[str, object]]:
-    made = []
+    made: list[dict[str, object]] = []
     for i in range(rows):
         vector = [draw.gauss(0, 1) for _ in range(16)]
         norm = sum(v * v for v in vector) ** 0.5
