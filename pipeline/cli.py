@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from pipeline.core import command as commands
-from pipeline.core.command import Command
+from pipeline.core.command import Command, Task
 from pipeline.core.errors import UsageError, WitError
 
 # Command -> (module that defines it, what it does); modules define COMMANDS.
@@ -67,10 +67,10 @@ def find(arguments: Sequence[str]) -> tuple[str, list[str]]:
     )
 
 
-def load(name: str) -> Command:
+def load(name: str) -> Command | Task:
     """Imports the command's room and returns the command."""
     module = importlib.import_module(STAGES[name][0])
-    found: Command = next(c for c in module.COMMANDS if c.name == name)
+    found: Command | Task = next(c for c in module.COMMANDS if c.name == name)
     return found
 
 

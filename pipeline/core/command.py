@@ -43,41 +43,60 @@ class Command:
 
     def load(self) -> Callable[[Any, str, RunOptions], Any]:
         """Imports and returns the stage's function."""
-        module, _, function = self.stage.partition(":")
-        loaded: Callable[[Any, str, RunOptions], Any] = getattr(importlib.import_module(module), function)
-        return loaded
+        return load_function(self.stage)
 
 
-def parser(command: Command) -> argparse.ArgumentParser:
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A command that is not one stage: ``run``, ``demo``, ``report``. It has its own flags and no TOML table.
+
+    Attributes:
+        name: As typed.
+        help: One line.
+        arguments: Adds its flags and positional arguments to a parser.
+        main: ``module:function`` of a ``function(args, options)`` that does the work.
+        beam: Whether options right of ``--`` go to Beam.
+    """
+
+    name: str
+    help: str
+    arguments: Callable[[argparse.ArgumentParser], None]
+    main: str
+    beam: bool = False
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Imports the function of a ``module:function`` name."""
+    module, _, function = name.partition(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+def parser(command: Command | Task) -> argparse.ArgumentParser:
     """The command's parser: its own flags and the common ones; abbreviations are not accepted."""
     made = argparse.ArgumentParser(
         prog=f"wit {command.name}",
         description=command.help,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Options right of `--` go to Beam." if command.beam else None,
     )
     command.arguments(made)
-    made.add_argument("--out", metavar="DIR", required=True, help="output folder")
-    add_common(made)
-    return made
-
-
-def add_common(made: argparse.ArgumentParser) -> None:
-    """Flags that every command has."""
     common = made.add_argument_group("common")
-    common.add_argument("--config", metavar="FILE.toml", help="take the command's table from this file")
-    common.add_argument(
-        "--set", dest="assignments", metavar="KEY=VALUE", action="append", default=[],
-        help="override one value, as table.key=value",
-    )  # fmt: skip
+    if isinstance(command, Command):
+        common.add_argument("--out", metavar="DIR", required=True, help="output folder")
+        common.add_argument("--config", metavar="FILE.toml", help="take the command's table from this file")
+        common.add_argument(
+            "--set", dest="assignments", metavar="KEY=VALUE", action="append", default=[],
+            help="override one value, as table.key=value",
+        )  # fmt: skip
     common.add_argument("--overwrite", action="store_true", help="replace a finished result")
     common.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
     common.add_argument("--quiet", action="store_true", help="no progress and no closing table")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
+    return made
 
 
-def run(command: Command, arguments: Sequence[str], beam_arguments: Sequence[str]) -> Any:
+def run(command: Command | Task, arguments: Sequence[str], beam_arguments: Sequence[str]) -> Any:
     """Parses, configures and runs one command.
 
     Raises:
@@ -87,11 +106,12 @@ def run(command: Command, arguments: Sequence[str], beam_arguments: Sequence[str
     if beam_arguments and not command.beam:
         raise UsageError(f"wit {command.name} takes no Beam options", found=" ".join(beam_arguments))
     args = parser(command).parse_args(list(arguments))
-    config = configured(command, args)
     options = RunOptions(
         overwrite=args.overwrite, dry_run=args.dry_run, quiet=args.quiet, beam=tuple(beam_arguments)
     )
-    return command.load()(config, args.out, options)
+    if isinstance(command, Task):
+        return load_function(command.main)(args, options)
+    return command.load()(configured(command, args), args.out, options)
 
 
 def configured(command: Command, args: argparse.Namespace) -> Any:
