@@ -31,7 +31,6 @@ class Command:
         stage: ``module:function`` of a ``function(config, out, options)`` that does the work.
         table: Table of a run file that configures it, e.g. ``dedup.search``.
         beam: Whether options right of ``--`` go to Beam.
-        positional: Whether the folder is the command's one plain word instead of ``--out``.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Command:
     stage: str
     table: str
     beam: bool = False
-    positional: bool = False
 
     def load(self) -> Callable[[Any, str, RunOptions], Any]:
         """Imports and returns the stage's function."""
@@ -58,7 +56,6 @@ class Task:
         arguments: Adds its flags and positional arguments to a parser.
         main: ``module:function`` of a ``function(args, options)`` that does the work.
         beam: Whether options right of ``--`` go to Beam.
-        positional: Whether the folder is the command's one plain word instead of ``--out``.
     """
 
     name: str
