@@ -78,12 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs ``wit``; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())  # noqa: T201
+        print(usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":
         from pipeline.core.manifest import version
 
-        print(f"wit {version()}")  # noqa: T201
+        print(f"wit {version()}")
         return 0
     # Beam logs warnings at import that no user of ours can act on; errors still show.
     logging.getLogger().setLevel(logging.ERROR)
@@ -95,16 +95,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WitError as error:
         if debug:
             raise
-        print(f"wit: {error}", file=sys.stderr)  # noqa: T201
+        print(f"wit: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("wit: interrupted; the same command goes on from the last finished stage", file=sys.stderr)  # noqa: T201
+        print("wit: interrupted; the same command goes on from the last finished stage", file=sys.stderr)
         return 130
     except Exception as error:
         if debug:
             raise
         line = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        print(f"wit: unexpected error: {line}; run again with --debug for the traceback", file=sys.stderr)  # noqa: T201
+        print(f"wit: unexpected error: {line}; run again with --debug for the traceback", file=sys.stderr)
         return 1
     return 0
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.core import config as configuration
 from pipeline.core.errors import UsageError
-from pipeline.core.stage import RunOptions
+from pipeline.core.options import RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +138,9 @@ def lookup(document: Mapping[str, Any], table: str) -> Mapping[str, Any]:
     """The nested table of a dotted name, empty if it is not there."""
     place: Any = document
     for name in table.split("."):
-        place = place.get(name, {}) if isinstance(place, Mapping) else {}
-    if not isinstance(place, Mapping):
-        raise UsageError("expected a table", where=f"[{table}]", found=repr(place))
+        place = place.get(name, {})
+        if not isinstance(place, Mapping):
+            raise UsageError("expected a table", where=f"[{table}]", found=repr(place))
     return place
 
 

@@ -18,26 +18,10 @@ from pipeline.core import manifest, paths, tables
 from pipeline.core.config import config_sha256, resolve
 from pipeline.core.errors import OutputError, StageFailedError
 from pipeline.core.manifest import Manifest
+from pipeline.core.options import RunOptions as RunOptions
 
 MARKER = "unfinished.json"
 OWNED = ("part-*.parquet", "dropped/*", ".*.tmp")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """How to run a stage, as opposed to what it computes.
-
-    Attributes:
-        overwrite: Replace a finished folder made with another configuration.
-        dry_run: Print the plan and do nothing.
-        quiet: No progress line and no closing table.
-        beam: Options right of ``--``, for Beam's ``PipelineOptions``.
-    """
-
-    overwrite: bool = False
-    dry_run: bool = False
-    quiet: bool = False
-    beam: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

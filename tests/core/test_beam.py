@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import apache_beam as beam
+import pyarrow as pa
+import pytest
+
+from pipeline.core import tables
+from pipeline.core.beam import (
+    WriteDropped,
+    WriteTables,
+    WriteTotal,
+    engine,
+    finish_parts,
+    partition_of,
+    pipeline_options,
+    read_total,
+    run_pipeline,
+)
+from pipeline.core.contracts import CANDIDATES
+from pipeline.core.errors import InputError, StageFailedError, UsageError
+from pipeline.core.fakes import fake_table
+
+
+def test_the_engine_is_pinned() -> None:
+    assert engine(pipeline_options([])) == "FnApiRunner"
+    assert engine(pipeline_options(["--runner=DirectRunner"])) == "FnApiRunner"
+    assert (
+        engine(pipeline_options(["--runner", "PortableRunner", "--job_endpoint=embed"])) == "PortableRunner"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--nonsense=1"], "--nonsense"),
+        (["stray"], "stray"),
+        (["--direct_num_wrokers", "2"], "--direct_num_wrokers"),
+    ],
+)
+def test_options_that_beam_does_not_know_are_errors(words: list[str], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        pipeline_options(words)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_malformed_beam_values_are_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError):
+        pipeline_options(["--direct_num_workers=many"])
+
+
+def _write(folder: Path, chunks: list[pa.Table], *options: str) -> dict[str, bytes]:
+    def build(pipeline: beam.Pipeline) -> None:
+        write = WriteTables(str(folder), CANDIDATES, key="pair_id", order=("pair_id", "url"), partitions=3)
+        pipeline | beam.Create(chunks) | write
+
+    run_pipeline(build, pipeline_options(options))
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def test_parts_do_not_depend_on_order_batching_or_engine(tmp_path: Path) -> None:
+    table = fake_table(CANDIDATES, 60)
+    chunks = [table.slice(i, 7) for i in range(0, 60, 7)]
+    shuffled = list(chunks)
+    random.Random(3).shuffle(shuffled)
+    first = _write(tmp_path / "a", chunks)
+    assert len(first) == 3
+    assert _write(tmp_path / "b", shuffled) == first
+    embed = ("--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK")
+    assert _write(tmp_path / "c", chunks, *embed) == first
+    found = tables.read_files([str(tmp_path / "a" / n) for n in first])
+    assert sorted(found.column("pair_id").to_pylist()) == sorted(table.column("pair_id").to_pylist())
+
+
+def test_partitions_depend_on_the_key_alone() -> None:
+    assert (
+        partition_of(["a", "b", "é", "\ud800"], 4).tolist() == partition_of(["a", "b", "é", "?"], 4).tolist()
+    )
+    assert partition_of(["abc"], 1_000).tolist() == [0x352441C2 % 1_000]
+
+
+def test_dropped_rows_and_totals(tmp_path: Path) -> None:
+    rows = tables.dropped_table("x", [("bad", "1", "why"), ("bad", "2", None), ("late", "3", "z" * 900)])
+
+    def build(pipeline: beam.Pipeline) -> None:
+        pipeline | "d" >> beam.Create([rows.slice(0, 1), rows.slice(1)]) | WriteDropped(str(tmp_path))
+        pipeline | "n" >> beam.Create([1, 2, 39]) | WriteTotal(str(tmp_path / "total"))
+
+    run_pipeline(build, pipeline_options([]))
+    assert tables.count_dropped(str(tmp_path)) == {"bad": 2, "late": 1}
+    assert read_total(str(tmp_path / "total")) == 42
+    assert not (tmp_path / "total").exists()
+    assert finish_parts(str(tmp_path), CANDIDATES) == 0, "an empty part shows readers the columns"
+    assert tables.read_files([str(tmp_path / "part-00000.parquet")]).num_rows == 0
+
+
+def _refuse(_: int) -> int:
+    raise InputError("cannot open", where="x.warc")
+
+
+def _crash(_: int) -> int:
+    raise KeyError("surprise")
+
+
+def test_a_workers_own_error_comes_out_as_it_was() -> None:
+    def build(pipeline: beam.Pipeline) -> None:
+        pipeline | beam.Create([1]) | beam.Map(_refuse)
+
+    with pytest.raises(InputError, match=r"x\.warc: cannot open"):
+        run_pipeline(build, pipeline_options([]))
+
+
+def test_a_workers_crash_is_one_line() -> None:
+    def build(pipeline: beam.Pipeline) -> None:
+        pipeline | beam.Create([1]) | beam.Map(_crash)
+
+    with pytest.raises(StageFailedError, match="surprise") as caught:
+        run_pipeline(build, pipeline_options([]))
+    assert "\n" not in str(caught.value)
+
+
+def test_write_tables_checks_its_arguments() -> None:
+    with pytest.raises(UsageError, match="no column 'nope'"):
+        WriteTables("x", CANDIDATES, key="nope", order=("pair_id",))
+    with pytest.raises(UsageError, match="at least one partition"):
+        WriteTables("x", CANDIDATES, key="url", order=("pair_id",), partitions=0)
