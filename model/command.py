@@ -1,0 +1,67 @@
+"""``wit train`` and ``wit evaluate zero-shot``: flags and where the work is done. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+
+from model.config import TrainConfig, ZeroShotConfig
+from pipeline.core.command import Command, path_list
+
+
+def _train(made: argparse.ArgumentParser) -> None:
+    path_list(made, "--shards", help="finished folders of `wit fetch`")
+    made.add_argument(
+        "--model", metavar="NAME", help="RN50, RN101, …, ViT-L/14@336px, or RN-mini, RN-tiny, ViT-tiny"
+    )
+    made.add_argument(
+        "--batch-size", dest="batch_size", type=int, metavar="N", help="pairs of a batch (32,768)"
+    )
+    made.add_argument("--epochs", type=int, metavar="N", help="times every image is seen (32)")
+    made.add_argument("--steps", type=int, metavar="N", help="number of steps instead of epochs")
+    made.add_argument(
+        "--warmup-steps", dest="warmup_steps", type=int, metavar="N", help="steps of warm-up (2,000)"
+    )
+    made.add_argument(
+        "--learning-rate", dest="learning_rate", type=float, metavar="X", help="peak learning rate"
+    )
+    made.add_argument("--precision", choices=("fp32", "bf16"), default=None, help="fp32, or bf16 autocast")
+    made.add_argument("--seed", type=int, metavar="N", help="seed of weights, order, captions and crops")
+    made.add_argument("--threads", type=int, metavar="N", help="torch's threads on the CPU (all cores)")
+    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="where to compute")
+    made.add_argument(
+        "--resume", action="store_true", default=None,
+        help="only go on from a checkpoint in DIR; without it the command goes on if it can, else starts",
+    )  # fmt: skip
+
+
+def _zero_shot(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--model", metavar="DIR", help="checkpoint folder of `wit train`")
+    made.add_argument("--dataset", metavar="PATH", help="folder with one folder of images per class")
+    made.add_argument("--prompts", metavar="FILE", help="prompt templates, one a line, {} for the class name")
+    made.add_argument(
+        "--class-names", dest="class_names", metavar="FILE", help="TSV of folder and class name"
+    )
+    made.add_argument("--name", metavar="NAME", help="the dataset's name (its folder's name)")
+    made.add_argument("--batch-size", dest="batch_size", type=int, metavar="N", help="images encoded at once")
+    made.add_argument("--threads", type=int, metavar="N", help="torch's threads on the CPU (all cores)")
+    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="where to compute")
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        name="train",
+        help="Train CLIP from shards, with the paper's numbers unless told otherwise.",
+        config=TrainConfig,
+        arguments=_train,
+        stage="model.train:run",
+        table="train",
+    ),
+    Command(
+        name="evaluate zero-shot",
+        help="Zero-shot classification of a folder of images, prompts ensembled in embedding space.",
+        config=ZeroShotConfig,
+        arguments=_zero_shot,
+        stage="model.zeroshot:run",
+        table="evaluate.zero-shot",
+    ),
+)

@@ -1,0 +1,174 @@
+"""Configurations of ``wit train`` and ``wit evaluate zero-shot``; the defaults are the paper's numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from model.presets import ModelConfig, Preset, TextConfig, VisionConfig, preset
+from pipeline.core.config import input_path, input_paths, unhashed
+
+DEFAULT_TEMPLATE = "A photo of a {}."
+
+
+def _refuse(condition: bool, message: str) -> None:
+    if condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train (paper 2.5, Tables 18-20).
+
+    Attributes:
+        shards: Finished folders of ``wit fetch``.
+        model: Name of a preset: the paper's nine models or a small one.
+        image_size: Pixels of the square input, if another than the preset's.
+        vision_layers: Blocks of each ResNet stage, or one number for a ViT, if others than the preset's.
+        vision_width: Width of the image tower, if another than the preset's.
+        patch_size: Pixels of a ViT's patch, if another than the preset's.
+        text_layers: Blocks of the text tower, if another number than the preset's.
+        text_width: Width of the text tower, if another than the preset's.
+        text_heads: Heads of the text tower, if another number than the preset's.
+        vocab_size: Entries of the tokenizer, if another number than the preset's.
+        embed_dim: Dimension of the joint embedding, if another than the preset's.
+        short_side: Pixels of an image's short side before the random square crop; 8/7 of the image size unless
+            given (256 for 224: the paper names the crop, not the size).
+        batch_size: Pairs of a batch (Table 18).
+        epochs: Times every image is seen (Table 18).
+        steps: Number of steps instead of epochs.
+        warmup_steps: Steps of linear warm-up (Table 18).
+        learning_rate: Peak, if another than the preset's (Tables 19 and 20).
+        beta1: Of Adam (Table 18).
+        beta2: Of Adam, if another than the preset's (0.999 ResNet, 0.98 ViT; Table 18).
+        epsilon: Of Adam, if another than the preset's (1e-8 ResNet, 1e-6 ViT; Table 18).
+        weight_decay: Decoupled, on all weights that are not gains or biases (Table 18).
+        precision: ``fp32``, or ``bf16`` for autocast to bfloat16.
+        seed: Of initialisation, order, captions and crops.
+        max_corrupt_share: Training stops when more than this share of the samples cannot be decoded.
+        resume: Refuse to start from the beginning: there must be a checkpoint to go on from.
+        checkpoint_steps: Steps between checkpoints.
+        cache_bytes: Decoded images stay in memory if all of them fit into this many bytes.
+        threads: Of torch on the CPU; 0 takes torch's own choice (all cores). Another number may change the last
+            bits of the result.
+        device: Where to compute; ``auto`` takes a GPU if there is one.
+    """
+
+    shards: tuple[str, ...] = input_paths()
+    model: str = "RN50"
+    image_size: int | None = None
+    vision_layers: tuple[int, ...] | int | None = None
+    vision_width: int | None = None
+    patch_size: int | None = None
+    text_layers: int | None = None
+    text_width: int | None = None
+    text_heads: int | None = None
+    vocab_size: int | None = None
+    embed_dim: int | None = None
+    short_side: int | None = None
+    batch_size: int = 32_768
+    epochs: int = 32
+    steps: int | None = None
+    warmup_steps: int = 2_000
+    learning_rate: float | None = None
+    beta1: float = 0.9
+    beta2: float | None = None
+    epsilon: float | None = None
+    weight_decay: float = 0.2
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    max_corrupt_share: float = 0.05
+    resume: bool = unhashed(False)
+    checkpoint_steps: int = unhashed(500)
+    cache_bytes: int = unhashed(4 << 30)
+    threads: int = unhashed(0)
+    device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "checkpoint_steps"):
+            _refuse(getattr(self, name) < 1, f"{name} {getattr(self, name)}: choose at least 1")
+        for name in ("warmup_steps", "weight_decay", "cache_bytes", "threads", "seed"):
+            _refuse(getattr(self, name) < 0, f"{name} {getattr(self, name)}: choose 0 or more")
+        _refuse(self.steps is not None and self.steps < 1, f"steps {self.steps}: choose at least 1")
+        rate = self.learning_rate
+        _refuse(rate is not None and not 0 < rate < 1, f"learning_rate {rate}: choose between 0 and 1")
+        for name in ("beta1", "beta2"):
+            beta = getattr(self, name)
+            _refuse(beta is not None and not 0 <= beta < 1, f"{name} {beta}: choose from 0 to below 1")
+        _refuse(self.epsilon is not None and self.epsilon <= 0, f"epsilon {self.epsilon}: choose above 0")
+        share = self.max_corrupt_share
+        _refuse(not 0 <= share <= 1, f"max_corrupt_share {share}: choose from 0 to 1")
+        size, side = self.image_size, self.short_side
+        _refuse(
+            size is not None and side is not None and side < size,
+            f"short_side {side}: choose at least image_size {size}",
+        )
+
+    def architecture(self) -> ModelConfig:
+        """The preset's model with this configuration's own geometry.
+
+        Raises:
+            UsageError: No such preset.
+            ValueError: The geometry is impossible.
+        """
+        base = preset(self.model).config
+        vision: dict[str, Any] = {
+            "image_size": self.image_size,
+            "layers": self.vision_layers,
+            "width": self.vision_width,
+            "patch_size": self.patch_size,
+        }
+        text: dict[str, Any] = {
+            "width": self.text_width,
+            "heads": self.text_heads,
+            "layers": self.text_layers,
+            "vocab_size": self.vocab_size,
+        }
+        vision_cfg: VisionConfig = dataclasses.replace(base.vision_cfg, **_given(vision))
+        text_cfg: TextConfig = dataclasses.replace(base.text_cfg, **_given(text))
+        embed = self.embed_dim or base.embed_dim
+        return dataclasses.replace(base, embed_dim=embed, vision_cfg=vision_cfg, text_cfg=text_cfg)
+
+    def optimiser(self) -> Preset:
+        """The preset with this configuration's own learning rate, beta2 and epsilon."""
+        values = {"learning_rate": self.learning_rate, "beta2": self.beta2, "epsilon": self.epsilon}
+        return dataclasses.replace(preset(self.model), **_given(values))
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if v is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig:
+    """How to evaluate zero-shot (paper 3.1).
+
+    Attributes:
+        model: Checkpoint folder.
+        dataset: Folder with one folder of images per class.
+        prompts: File with one prompt template a line, ``{}`` standing for the class name; several are ensembled.
+        class_names: TSV of ``folder<TAB>name``; a class without a line is named by its folder.
+        name: The dataset's name in ``eval_dataset``; its folder's name unless given.
+        templates: Prompt templates, if there is no ``prompts`` file.
+        batch_size: Images encoded at once.
+        threads: Of torch on the CPU; 0 takes torch's own choice.
+        device: Where to compute; ``auto`` takes a GPU if there is one.
+    """
+
+    model: str | None = input_path()
+    dataset: str | None = input_path()
+    prompts: str | None = input_path()
+    class_names: str | None = input_path()
+    name: str | None = None
+    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+    batch_size: int = unhashed(256)
+    threads: int = unhashed(0)
+    device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
+
+    def __post_init__(self) -> None:
+        _refuse(self.batch_size < 1, f"batch_size {self.batch_size}: choose at least 1")
+        _refuse(self.threads < 0, f"threads {self.threads}: choose 0 or more")
+        _refuse(not self.templates, "templates: give at least one, as 'A photo of a {}.'")
+        for template in self.templates:
+            _refuse("{}" not in template, f"template {template!r}: put {{}} where the class name goes")

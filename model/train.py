@@ -1,0 +1,251 @@
+"""``wit train``: the paper's training loop over the builder's shards (paper 2.5), one process.
+
+Every random draw is a function of the seed and the position (epoch, sample), so the state of a run is its step, its
+position, the weights and the optimiser's moments: an interrupted run that goes on equals one that never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import torch
+
+from model import checkpoint
+from model.clip import CLIP, normalise
+from model.config import TrainConfig
+from model.data import Batch, Loader, read_index
+from model.loss import clamp_logit_scale, contrastive_loss
+from model.optim import adamw, learning_rate_at
+from model.tokenizer import Tokenizer
+from pipeline.core import paths, tables
+from pipeline.core.contracts import DROPPED
+from pipeline.core.errors import ConfigError, InputError, StageFailedError, UsageError
+from pipeline.core.manifest import Manifest
+from pipeline.core.progress import Progress
+from pipeline.core.stage import RunOptions, StageResult, run_stage
+
+METRICS, BAD_BATCH = "metrics.jsonl", "bad-batch.txt"
+OWNED = (checkpoint.WEIGHTS, checkpoint.CONFIG, checkpoint.STATE, METRICS, BAD_BATCH)
+
+
+def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
+    """Trains into a checkpoint folder.
+
+    Raises:
+        WitError: Bad input, impossible configuration, a loss that is not finite, or an output that cannot be written.
+    """
+    try:
+        config.architecture()
+    except ValueError as error:
+        raise ConfigError(str(error), where="[train]") from error
+    if not config.shards:
+        raise UsageError("no shards to train on", hint="pass --shards DIR")
+    index = read_index(config.shards) if not options.dry_run else None
+
+    def body(folder: str) -> StageResult:
+        assert index is not None
+        trainer = Trainer(config, folder, index)
+        try:
+            return trainer.train(quiet=options.quiet)
+        finally:
+            trainer.loader.close()
+
+    return run_stage(
+        body,
+        stage="train",
+        contract=checkpoint.CONTRACT,
+        config=config,
+        inputs=config.shards,
+        out=out,
+        options=options,
+        owned=OWNED,
+        resumable=True,
+    )
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a configuration's ``device``.
+
+    Raises:
+        UsageError: A GPU is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no GPU that torch can use", found="device = cuda", hint="set device to cpu or auto")
+    return torch.device(name)
+
+
+class Trainer:
+    """One training run and its state.
+
+    Args:
+        config: How to train.
+        folder: Checkpoint folder.
+        index: The samples, as :func:`model.data.read_index` gives them.
+    """
+
+    def __init__(self, config: TrainConfig, folder: str, index: Any) -> None:
+        self.config, self.folder = config, folder
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.device = device_of(config.device)
+        torch.manual_seed(config.seed)
+        architecture = config.architecture()
+        image_size = architecture.vision_cfg.image_size
+        text = architecture.text_cfg
+        self.model = CLIP(architecture).to(self.device)
+        # Convolutions are about twice as fast so on CPUs and GPUs.
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.rates = config.optimiser()
+        self.optimiser = adamw(
+            self.model,
+            weight_decay=config.weight_decay,
+            beta1=config.beta1,
+            beta2=self.rates.beta2,
+            epsilon=self.rates.epsilon,
+        )
+        self.loader = Loader(
+            index,
+            Tokenizer(context_length=text.context_length, vocab_size=text.vocab_size),
+            batch_size=config.batch_size,
+            image_size=image_size,
+            short_side=config.short_side or image_size * 8 // 7,
+            seed=config.seed,
+            cache_bytes=config.cache_bytes,
+            max_corrupt_share=config.max_corrupt_share,
+        )
+        self.step = 0
+        self.total_steps = config.steps or config.epochs * self.loader.steps_per_epoch
+        if config.warmup_steps >= self.total_steps:
+            raise ConfigError(
+                "the warm-up is as long as the training",
+                where="[train].warmup_steps",
+                expected=f"fewer than {self.total_steps:,} steps",
+                found=f"{config.warmup_steps:,}",
+                hint="set warmup_steps",
+            )
+
+    def train(self, *, quiet: bool) -> StageResult:
+        """Trains from the last checkpoint, or from the beginning, to the end."""
+        last = self._restore()
+        metrics = paths.join(self.folder, METRICS)
+        self.model.train()
+        with (
+            Progress(
+                "train", total=self.total_steps * self.config.batch_size, unit="images", quiet=quiet
+            ) as shown,
+            open(metrics, "a", encoding="utf-8") as log,
+        ):
+            shown.update(self.step * self.config.batch_size)
+            while self.step < self.total_steps:
+                batch = self.loader.next_batch()
+                last = self.train_step(batch)
+                log.write(json.dumps(last) + "\n")
+                if self.step % self.config.checkpoint_steps == 0 and self.step < self.total_steps:
+                    log.flush()
+                    self._save()
+                shown.update(
+                    len(batch.samples),
+                    note=f"step {self.step}, loss {last['loss']:.3f}, scale {last['scale']:.1f}",
+                )
+        self._save()
+        checkpoint.save_model(self.folder, self.model, name=self.config.model)
+        dropped = self.loader.dropped()
+        inner = paths.join(self.folder, "dropped")
+        tables.write_table(
+            paths.join(inner, tables.part_name(0)), tables.dropped_table("train", dropped), DROPPED
+        )
+        return StageResult(
+            rows=len(self.loader.index.pair_ids) - len(self.loader.corrupt),
+            rows_in=self.loader.index.rows_in,
+            engine=f"torch {torch.__version__} {self.device.type}",
+            extra={
+                "steps": self.step,
+                "images_seen": self.step * self.config.batch_size,
+                "distinct_images": self.loader.index.groups,
+                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "final": last,
+            },
+        )
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        """One step; returns its metrics. Times are not among them: equal runs give equal files.
+
+        Raises:
+            StageFailedError: The loss is not finite; names the batch's samples.
+        """
+        rate = learning_rate_at(
+            self.step,
+            peak=self.rates.learning_rate,
+            warmup_steps=self.config.warmup_steps,
+            total_steps=self.total_steps,
+        )
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        images = normalise(torch.from_numpy(batch.images).to(self.device))
+        tokens = torch.from_numpy(batch.tokens).to(self.device)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
+            image, text, scale = self.model(images, tokens)
+        loss = contrastive_loss(image, text, scale)
+        value = loss.item()
+        if not math.isfinite(value):
+            self._refuse(batch, value)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        clamp_logit_scale(self.model.logit_scale)
+        self.step += 1
+        return {
+            "step": self.step,
+            "epoch": self.loader.epoch,
+            "loss": value,
+            "scale": scale.item(),
+            "lr": rate,
+        }
+
+    def _refuse(self, batch: Batch, value: float) -> None:
+        ids = [self.loader.index.pair_ids[int(s)].as_py() for s in batch.samples]
+        path = paths.join(self.folder, BAD_BATCH)
+        paths.write_bytes(path, ("\n".join(ids) + "\n").encode())
+        raise StageFailedError(
+            f"the loss is not finite at step {self.step + 1}",
+            where=", ".join(ids[:3]) + (", …" if len(ids) > 3 else ""),
+            found=value,
+            hint=f"the batch's pair_ids are in {path}; look at these samples or lower learning_rate",
+        )
+
+    def _save(self) -> None:
+        state = {
+            "step": self.step,
+            "epoch": self.loader.epoch,
+            "place": self.loader.place,
+            "corrupt": self.loader.corrupt,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        checkpoint.save_state(self.folder, state)
+
+    def _restore(self) -> dict[str, float]:
+        """Loads the last checkpoint, if any, and cuts the metrics back to it; returns the last metrics."""
+        state = checkpoint.load_state(self.folder)
+        if state is None and self.config.resume:
+            raise InputError(
+                "there is no checkpoint to go on from",
+                where=self.folder,
+                hint="run without --resume to start from the beginning",
+            )
+        path = paths.join(self.folder, METRICS)
+        lines: list[bytes] = []
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step = state["step"]
+            self.loader.corrupt = dict(state["corrupt"])
+            self.loader.go_to(state["epoch"], state["place"])
+            lines = paths.read_bytes(path).splitlines(keepends=True)[: self.step]
+        paths.write_bytes(path, b"".join(lines))
+        last: dict[str, float] = json.loads(lines[-1]) if lines else {}
+        return last
