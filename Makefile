@@ -4,16 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= demo
-DEMO_FLAGS ?=
-SOURCES := queries pipeline dedup model
+# full: minutes of training, the figures of the README; tiny: what continuous integration runs.
+DEMO_SIZE ?= full
 
-.PHONY: demo test check format lock world clean
+.PHONY: demo test check format lock clean
 
 demo: $(VENV)/core.stamp
-	$(BIN)/wit demo --out $(DEMO_OUT) $(DEMO_FLAGS)
+	$(BIN)/wit demo --size $(DEMO_SIZE) --out $(DEMO_OUT)
 
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

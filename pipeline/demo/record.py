@@ -67,6 +67,7 @@ def _response_record(writer: WARCWriter, url: str, response: requests.Response) 
         url,
         "response",
         payload=io.BytesIO(response.content),
+        length=len(response.content),
         http_headers=headers,
         warc_headers_dict={
             "WARC-Date": RECORDED_AT,

@@ -1,0 +1,164 @@
+"""The demo's own parts on a toy world: sites over real HTTP, the WARC, the evaluation folder, the check."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import requests
+from warcio.archiveiterator import ArchiveIterator
+
+from pipeline import cli
+from pipeline.core import paths
+from pipeline.core.contracts import CANDIDATES, EMBEDDINGS, NEIGHBOURS
+from pipeline.core.errors import InputError, StageFailedError, UsageError
+from pipeline.core.fakes import fake_table, finished_folder
+from pipeline.demo import world as small_world
+from pipeline.demo.check import check_leaks
+from pipeline.demo.record import record
+from pipeline.demo.server import serve
+from pipeline.demo.world import Leak
+
+
+def free_port() -> int:
+    """The first of three free ports in a row."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        try:
+            for i in (1, 2):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port + i))
+        except OSError:
+            continue
+        return port
+
+
+def zip_bytes(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as made:
+        for name, data in files.items():
+            made.writestr(name, data)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    root = tmp_path / "world"
+    (root / "pictures").mkdir(parents=True)
+    (root / "pictures" / "noto.zip").write_bytes(zip_bytes({f"{i:x}.webp": b"n%d" % i for i in range(7)}))
+    for name in small_world.SITES:
+        (root / "pictures" / f"{name}.zip").write_bytes(zip_bytes({"1f600.webp": name.encode()}))
+        site = root / "web" / name
+        (site / "posts").mkdir(parents=True)
+        (site / "index.html").write_text('<a href="http://127.0.0.1:8732/x">x</a>')
+        (site / "posts" / "a b.html").write_text("<p>ü</p>", encoding="utf-8")
+        (site / "secret.html").write_text("no")
+        (site / "robots.txt").write_text("User-agent: *\nDisallow: /secret\n")
+        (site / "sitemap.txt").write_text("/\n/secret.html\n/posts/a%20b.html\n\n")
+        (site / "_headers").write_text(
+            "/p/\tX-Robots-Tag\tnoai\n/posts/\tContent-Type\ttext/html; charset=x\n"
+        )
+        (site / "files.zip").write_bytes(zip_bytes({"f/odd.jpg": b"jpeg"}))
+    return root
+
+
+def test_sites_answer_over_http(world: Path) -> None:
+    port = free_port()
+    with serve(world, port) as sites, requests.Session() as session:
+        session.trust_env = False
+        page = session.get(f"{sites[0]}/")
+        assert page.headers["Content-Type"] == "text/html"
+        assert f"127.0.0.1:{port + 1}/x" in page.text, "links follow the sites to other ports"
+        assert "Date" not in page.headers
+        picture = session.get(f"{sites[1]}/p/1f600.webp?x=1")
+        assert (picture.content, picture.headers["X-Robots-Tag"]) == (b"twemoji", "noai")
+        assert session.get(f"{sites[2]}/posts/a%20b.html").headers["Content-Type"] == "text/html; charset=x"
+        assert session.get(f"{sites[2]}/f/odd.jpg").content == b"jpeg"
+        assert session.get(f"{sites[2]}/../noto.zip").status_code == 404
+        assert session.head(f"{sites[0]}/").headers["Content-Length"] == page.headers["Content-Length"]
+
+
+def test_a_taken_port_is_one_line_with_the_mend(world: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UsageError, match="--port"), serve(world, taken.getsockname()[1]):
+            pass
+
+
+def test_the_recorded_warc_is_the_same_each_time_and_obeys_robots(world: Path, tmp_path: Path) -> None:
+    with serve(world, small_world.FIRST_PORT + 500) as sites:
+        for name in ("a.warc.gz", "b.warc.gz"):
+            assert record(sites, str(tmp_path / name), every=1) == 6
+        assert record(sites, str(tmp_path / "c.warc.gz"), every=2) == 3
+    assert (tmp_path / "a.warc.gz").read_bytes() == (tmp_path / "b.warc.gz").read_bytes()
+    with open(tmp_path / "a.warc.gz", "rb") as file:
+        urls = [r.rec_headers.get_header("WARC-Target-URI") for r in ArchiveIterator(file)]
+    assert [u.partition(":9")[2][3:] for u in urls] == ["/", "/posts/a%20b.html"] * 3
+
+
+def test_a_missing_page_fails_and_leaves_no_archive(world: Path, tmp_path: Path) -> None:
+    (world / "web" / "fluent" / "sitemap.txt").write_text("/gone.html\n")
+    with (
+        serve(world, free_port()) as sites,
+        pytest.raises(StageFailedError, match="expected HTTP 200, found 404"),
+    ):
+        record(sites, str(tmp_path / "a.warc.gz"), every=1)
+    assert not list(tmp_path.glob("*warc*"))
+
+
+def test_the_evaluation_set_is_an_image_folder(world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "noto"
+    (tmp_path / ".noto.partial" / "junk").mkdir(parents=True)
+    assert small_world.unpack_evaluation(world, str(folder), every=3) == 3
+    assert sorted(str(p.relative_to(folder)) for p in folder.glob("*/*")) == [
+        "0/0.webp",
+        "3/3.webp",
+        "6/6.webp",
+    ]
+    assert small_world.unpack_evaluation(world, str(folder), every=3) == 3
+    (world / "pictures" / "noto.zip").write_bytes(b"PK nonsense")
+    with pytest.raises(InputError, match="damaged archive"):
+        small_world.unpack_evaluation(world, str(tmp_path / "again"), every=1)
+
+
+def test_demo_without_its_world_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["demo", "--world", str(tmp_path), "--out", str(tmp_path / "o")]) == 1
+    assert "pass --world DIR" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_check_counts_what_was_planted_and_what_was_reported(tmp_path: Path) -> None:
+    out = str(tmp_path)
+    candidates = fake_table(CANDIDATES, 4)
+    finished_folder(paths.join(out, "candidates"), CANDIDATES, candidates)
+    urls = candidates.column("url").to_pylist()
+    ids = ["a", "b", "c", "d"]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([1.0] * 4, pa.float32()), 1)
+    embeddings = pa.table({"id": ids, "dataset": ["noto"] * 4, "embedding": vectors})
+    finished_folder(paths.join(out, "embeddings", "noto"), EMBEDDINGS, embeddings)
+    rows = [("a", 0.9), ("b", 0.2), ("c", 0.8), ("d", 0.1)]
+    neighbours = pa.table(
+        {
+            "eval_dataset": ["noto"] * 4,
+            "eval_id": [r[0] for r in rows],
+            "rank": pa.array([0] * 4, pa.int16()),
+            "pair_id": ["p"] * 4,
+            "similarity": pa.array([r[1] for r in rows], pa.float32()),
+        }
+    )
+    finished_folder(paths.join(out, "neighbours"), NEIGHBOURS, neighbours)
+    report = {"datasets": {"noto": {"threshold": 0.5}}}
+    paths.write_bytes(paths.join(out, "overlaps", "overlap.json"), json.dumps(report).encode())
+    leaks = [Leak("a", urls[0]), Leak("b", urls[1]), Leak("z", urls[2]), Leak("d", "http://never.recorded/")]
+    found = check_leaks(out, leaks)
+    assert (found.planted, found.found, found.reported) == (2, 1, 2)
+    assert (found.recall, found.precision) == (0.5, 0.5)
+    assert json.loads((tmp_path / "leak-check.json").read_text())["planted"] == 2
