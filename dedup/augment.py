@@ -1,0 +1,134 @@
+"""What happens to copies on the web: the paper's augmentations (Appendix C), reproducible by seed.
+
+Cropping and zooming, aspect-ratio distortion, down- and up-sizing, minor rotations, JPEG compression and HSV
+colour jitter, combined at random. Every step that interpolates draws its own algorithm, so that the detector
+cannot tell a picture by how it was resized.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import dataclass
+
+from PIL import Image
+
+RESAMPLING = (
+    Image.Resampling.NEAREST,
+    Image.Resampling.BOX,
+    Image.Resampling.BILINEAR,
+    Image.Resampling.BICUBIC,
+    Image.Resampling.HAMMING,
+    Image.Resampling.LANCZOS,
+)
+# Pillow rotates with these three only.
+ROTATING = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Strengths of the augmentations [Appendix C names them; the paper gives no numbers].
+
+    Attributes:
+        min_crop: Smallest share of a side that a crop keeps.
+        max_aspect: Largest ratio by which width and height are stretched against each other.
+        min_scale: Smallest factor of down-sizing.
+        max_scale: Largest factor of up-sizing.
+        max_rotation_degrees: Largest rotation either way.
+        min_jpeg_quality: Lowest JPEG quality.
+        max_hue: Largest turn of the hue, as a share of the colour circle.
+        max_saturation: Largest change of saturation, as a share.
+        max_value: Largest change of brightness, as a share.
+        probability: Chance of each step, drawn for each picture.
+    """
+
+    min_crop: float = 0.75
+    max_aspect: float = 1.3
+    min_scale: float = 0.35
+    max_scale: float = 2.0
+    max_rotation_degrees: float = 5.0
+    min_jpeg_quality: int = 30
+    max_hue: float = 0.03
+    max_saturation: float = 0.3
+    max_value: float = 0.25
+    probability: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_crop <= 1:
+            raise ValueError(f"min_crop must lie in (0, 1], is {self.min_crop}; 0.75 keeps three quarters")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability must lie in [0, 1], is {self.probability}")
+        if self.max_aspect < 1:
+            raise ValueError(f"max_aspect must be at least 1 (no distortion), is {self.max_aspect}")
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale} must be above 0 and at most {self.max_scale}")
+        if not 1 <= self.min_jpeg_quality <= 95:
+            raise ValueError(f"min_jpeg_quality must lie in 1..95, is {self.min_jpeg_quality}")
+        for name in ("max_rotation_degrees", "max_hue", "max_saturation", "max_value"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, is {getattr(self, name)}")
+
+
+def augment(image: Image.Image, config: AugmentConfig, seed: int) -> Image.Image:
+    """One altered copy of an RGB picture; equal arguments give equal pixels."""
+    draw = random.Random(seed)
+    image = crop_and_resize(image, config, draw)
+    if draw.random() < config.probability * 0.7:
+        image = rotate(image, draw.uniform(-1, 1) * config.max_rotation_degrees, draw.choice(ROTATING))
+    if draw.random() < config.probability:
+        image = jitter_hsv(
+            image,
+            hue=draw.uniform(-1, 1) * config.max_hue,
+            saturation=1 + draw.uniform(-1, 1) * config.max_saturation,
+            value=1 + draw.uniform(-1, 1) * config.max_value,
+        )
+    if draw.random() < config.probability:
+        image = compress(image, draw.randint(config.min_jpeg_quality, 95))
+    return image
+
+
+def crop_and_resize(image: Image.Image, config: AugmentConfig, draw: random.Random) -> Image.Image:
+    """Crops (which zooms), stretches and resizes in one or two interpolations."""
+    left, top, right, bottom = 0.0, 0.0, float(image.width), float(image.height)
+    if draw.random() < config.probability:
+        width = image.width * draw.uniform(config.min_crop, 1)
+        height = image.height * draw.uniform(config.min_crop, 1)
+        left, top = draw.uniform(0, image.width - width), draw.uniform(0, image.height - height)
+        right, bottom = left + width, top + height
+    scale_x = scale_y = 1.0
+    if draw.random() < config.probability:
+        scale_x = scale_y = config.min_scale * (config.max_scale / config.min_scale) ** draw.random()
+    if draw.random() < config.probability:
+        stretch = config.max_aspect ** draw.uniform(-0.5, 0.5)
+        scale_x, scale_y = scale_x * stretch, scale_y / stretch
+    size = (max(1, round((right - left) * scale_x)), max(1, round((bottom - top) * scale_y)))
+    image = image.resize(size, draw.choice(RESAMPLING), box=(left, top, right, bottom))
+    if draw.random() < config.probability / 2:
+        back = config.min_scale ** draw.uniform(-0.5, 0.5)
+        size = (max(1, round(image.width * back)), max(1, round(image.height * back)))
+        image = image.resize(size, draw.choice(RESAMPLING))
+    return image
+
+
+def rotate(image: Image.Image, degrees: float, resample: Image.Resampling) -> Image.Image:
+    """Turns a picture about its centre; the corners take the colour of the picture's own corner."""
+    corner = image.getpixel((0, 0))
+    return image.rotate(degrees, resample, fillcolor=corner)  # type: ignore[arg-type]
+
+
+def jitter_hsv(image: Image.Image, *, hue: float, saturation: float, value: float) -> Image.Image:
+    """Turns the hue by a share of the circle and scales saturation and brightness."""
+    turn = round(hue * 256)
+    table = [(i + turn) % 256 for i in range(256)]
+    for factor in (saturation, value):
+        table += [min(255, round(i * factor)) for i in range(256)]
+    return image.convert("HSV").point(table).convert("RGB")
+
+
+def compress(image: Image.Image, quality: int) -> Image.Image:
+    """A round trip through JPEG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    decoded = Image.open(buffer)
+    decoded.load()
+    return decoded

@@ -1,0 +1,102 @@
+"""The ``wit dedup`` commands: flags only; the stages are imported when they are run."""
+
+from __future__ import annotations
+
+import argparse
+
+from dedup.config import AuditConfig, EmbedConfig, ReportConfig, SearchConfig, TrainConfig
+from pipeline.core.command import Command, path_list
+
+_PICTURES = "shards, a folder of pictures (class folders or not), picture files, or Parquet with `image`"
+_DETECTOR = "folder of `wit dedup train`"
+_PREDICTIONS = "eval_dataset, eval_id, correct: Parquet, a folder of `wit evaluate`, or CSV"
+
+
+def _threads(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--threads", type=int, metavar="N", help="threads of the arithmetic (default 1)")
+
+
+def _train(made: argparse.ArgumentParser) -> None:
+    path_list(made, "--images", help=_PICTURES)
+    made.add_argument("--preset", choices=("resnet50", "small"), help="default small")
+    made.add_argument("--pairs", type=int, metavar="N", help="pairs of pictures to train on")
+    made.add_argument("--batch-size", type=int, metavar="N", help="pairs in a batch")
+    made.add_argument("--seed", type=int, metavar="N")
+    _threads(made)
+
+
+def _embed(made: argparse.ArgumentParser) -> None:
+    path_list(made, "--images", help=_PICTURES)
+    made.add_argument("--detector", metavar="DIR", help=_DETECTOR)
+    made.add_argument("--dataset", metavar="NAME", help="default: each path's last name")
+    _threads(made)
+
+
+def _search(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--train", metavar="DIR", help="embeddings of the training set")
+    path_list(made, "--eval", help="embeddings of evaluation sets")
+    made.add_argument("--k", type=int, metavar="N", help="neighbours of each picture (default 10)")
+    _threads(made)
+
+
+def _report(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--neighbours", metavar="DIR", help="result of `wit dedup search`")
+    made.add_argument("--thresholds", metavar="FILE", help="JSON: {data set: threshold}")
+    path_list(made, "--predictions", help=_PREDICTIONS)
+
+
+def _audit(made: argparse.ArgumentParser) -> None:
+    path_list(made, "--train", help=f"training set: {_PICTURES}")
+    path_list(made, "--eval", help="evaluation sets, the same kinds of paths; each is a data set of its own")
+    made.add_argument("--detector", metavar="DIR", help=_DETECTOR)
+    made.add_argument("--thresholds", metavar="FILE", help="JSON: {data set: threshold}")
+    path_list(made, "--predictions", help=f"{_PREDICTIONS}; optional")
+    made.add_argument("--k", type=int, metavar="N", help="neighbours of each picture (default 10)")
+    _threads(made)
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        name="dedup train",
+        help="train the near-duplicate detector and calibrate its threshold",
+        config=TrainConfig,
+        arguments=_train,
+        stage="dedup.train:run",
+        table="dedup.train",
+    ),
+    Command(
+        name="dedup embed",
+        help="embed pictures with the detector",
+        config=EmbedConfig,
+        arguments=_embed,
+        stage="dedup.embed:run",
+        table="dedup.embed",
+        beam=True,
+    ),
+    Command(
+        name="dedup search",
+        help="find evaluation pictures' nearest training pictures, exactly",
+        config=SearchConfig,
+        arguments=_search,
+        stage="dedup.search:run",
+        table="dedup.search",
+        beam=True,
+    ),
+    Command(
+        name="dedup report",
+        help="All, Clean and Overlap accuracies with their statistics",
+        config=ReportConfig,
+        arguments=_report,
+        stage="dedup.report:run",
+        table="dedup.report",
+    ),
+    Command(
+        name="dedup audit",
+        help="embed, search and report in one go",
+        config=AuditConfig,
+        arguments=_audit,
+        stage="dedup.audit:run",
+        table="dedup.audit",
+        beam=True,
+    ),
+)

@@ -1,0 +1,165 @@
+"""Configurations of the detector's and the overlap audit's commands; imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.core.config import input_path, input_paths, unhashed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """``wit dedup train`` [Appendix C].
+
+    Attributes:
+        images: Shards, ImageFolders, plain folders, or tables of pictures.
+        preset: ``resnet50`` is the paper's detector; ``small`` trains on a laptop in minutes.
+        pairs: Pairs (a picture and its altered copy) to train on; the paper took about 30 million pictures.
+        batch_size: Pairs in a batch [1,712]; each is compared with all others of its batch. Default: the preset's.
+        learning_rate: Peak of the cosine schedule (ours; the paper gives none).
+        weight_decay: AdamW's decay of weights (not of gains and biases).
+        warmup_share: Share of the steps in which the rate rises to its peak.
+        neighbour_share: Share of a batch drawn as groups of look-alikes; 0 draws all at random.
+        held_out: Share of the pictures kept for the proxy task's accuracy and for calibration.
+        max_images: Pictures at most; of more, those with the smallest keyed hash are taken.
+        prior: Share of an evaluation set that an audit is expected to find copied, for the calibration
+            [Section 5: mean 3.2 %].
+        precision: Expected precision of an audit at the calibrated threshold.
+        seed: Seed of initial weights, order and augmentations.
+        threads: Threads of the arithmetic; another count may change last bits.
+    """
+
+    images: tuple[str, ...] = input_paths()
+    preset: Literal["resnet50", "small"] = "small"
+    pairs: int = 24_000
+    batch_size: int | None = None
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_share: float = 0.05
+    neighbour_share: float = 0.5
+    held_out: float = 0.15
+    max_images: int = 1_000_000
+    prior: float = 0.032
+    precision: float = 0.97
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "max_images", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        if self.batch_size is not None and self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2 to compare with others, is {self.batch_size}")
+        for name in ("prior", "precision", "held_out"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, is {getattr(self, name)}")
+        for name in ("neighbour_share", "warmup_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], is {getattr(self, name)}")
+        if self.learning_rate <= 0 or self.weight_decay < 0:
+            raise ValueError("learning_rate must be above 0 and weight_decay at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """``wit dedup embed``.
+
+    Attributes:
+        images: Shards, ImageFolders, plain folders, or tables of pictures.
+        detector: Folder of ``wit dedup train``.
+        dataset: Name of the data set; default: each path's own last name.
+        batch_size: Pictures embedded at once.
+        threads: Threads of each worker's arithmetic.
+    """
+
+    images: tuple[str, ...] = input_paths()
+    detector: str | None = input_path()
+    dataset: str | None = None
+    batch_size: int = 64
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        if self.dataset == "":
+            raise ValueError("dataset must not be empty; leave it out to take the folder's name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """``wit dedup search`` [Section 5].
+
+    Attributes:
+        train: Embeddings of the training set.
+        eval: Embeddings of the evaluation sets.
+        k: Neighbours of each evaluation picture.
+        block_rows: Training rows compared at once.
+        threads: Threads of each worker's arithmetic.
+    """
+
+    train: str | None = input_path()
+    eval: tuple[str, ...] = input_paths()
+    k: int = 10
+    block_rows: int = 16_384
+    threads: int = unhashed(1)
+
+    def __post_init__(self) -> None:
+        for name in ("k", "block_rows", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """``wit dedup report`` [Section 5].
+
+    Attributes:
+        neighbours: Result of ``wit dedup search``.
+        thresholds: JSON of {data set: similarity from which on a pair counts as a copy}.
+        predictions: Tables, folders or CSV files of ``eval_dataset, eval_id, correct``.
+        alpha: Level of the one-tailed test before correction.
+        confidence: Level of the Clopper-Pearson intervals [99.5 %].
+        family: Which data sets Bonferroni's correction counts: all reported, or those that were tested.
+    """
+
+    neighbours: str | None = input_path()
+    thresholds: str | None = input_path()
+    predictions: tuple[str, ...] = input_paths()
+    alpha: float = 0.05
+    confidence: float = 0.995
+    family: Literal["all", "tested"] = "all"
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "confidence"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, is {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig:
+    """``wit dedup audit``: embed, search and report in one go.
+
+    Attributes:
+        train: Training pictures, as ``wit dedup embed --images`` takes them.
+        eval: Evaluation pictures; each path is a data set of its own.
+        detector: Folder of ``wit dedup train``.
+        thresholds: As in ``wit dedup report``.
+        predictions: As in ``wit dedup report``; without them only the contamination is reported.
+        k: Neighbours of each evaluation picture.
+        threads: Threads of each worker's arithmetic.
+    """
+
+    train: tuple[str, ...] = input_paths()
+    eval: tuple[str, ...] = input_paths()
+    detector: str | None = input_path()
+    thresholds: str | None = input_path()
+    predictions: tuple[str, ...] = input_paths()
+    k: int = 10
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("k", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")

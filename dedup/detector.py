@@ -1,0 +1,286 @@
+"""The near-duplicate detector: an anti-aliased, weight-normalised ResNet that sees copies, not meanings (Appendix C).
+
+An embedding is one L2-normalised vector: the network's learned part and, in presets that ask for it, a centred
+low-resolution copy of the picture under a fixed weight. The second part costs nothing, is right about fine
+differences from the first step on, and lets a small network spend its few parameters on crops and rotations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dedup.layers import BlurPool2d, Bottleneck, WeightNormConv2d
+from pipeline.core import config as configuration
+from pipeline.core import paths
+from pipeline.core.errors import ContractError, InputError, WitError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CONTRACT = "detector/1"
+MADE_BY = "wit dedup train"
+# Larger declared sizes are refused before they are decoded.
+MAX_PIXELS = 64_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Shape of a detector.
+
+    Attributes:
+        image_px: Side of the square that every picture is squashed to.
+        stem_channels: Channels after the first convolution.
+        stem_kernel: Side of the first convolution's filter; it strides by 2.
+        stem_pool: Whether a blurred maximum pool follows, as in ResNet-50.
+        widths: Inner width of each stage's bottlenecks; a stage's output is four times as wide.
+        depths: Bottlenecks in each stage.
+        learned: Dimension of the network's part of the embedding.
+        thumbnail_px: Side of the low-resolution copy beside it; 0 leaves it out.
+        thumbnail_weight: Share of the similarity that the copy has.
+    """
+
+    image_px: int
+    stem_channels: int
+    stem_kernel: int
+    stem_pool: bool
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    learned: int
+    thumbnail_px: int = 0
+    thumbnail_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != len(self.depths):
+            raise ValueError(f"widths {self.widths} and depths {self.depths} must be equally long")
+        if not 0 <= self.thumbnail_weight < 1:
+            raise ValueError(f"thumbnail_weight must lie in [0, 1), is {self.thumbnail_weight}")
+        if bool(self.thumbnail_px) != bool(self.thumbnail_weight):
+            raise ValueError("thumbnail_px and thumbnail_weight must both be set or both be 0")
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self.learned + 3 * self.thumbnail_px**2
+
+
+PRESETS = {
+    # ResNet-50 as in Appendix C.
+    "resnet50": Architecture(
+        image_px=224,
+        stem_channels=64,
+        stem_kernel=7,
+        stem_pool=True,
+        widths=(64, 128, 256, 512),
+        depths=(3, 4, 6, 3),
+        learned=512,
+    ),
+    "small": Architecture(
+        image_px=64,
+        stem_channels=16,
+        stem_kernel=5,
+        stem_pool=False,
+        widths=(12, 24, 48, 64),
+        depths=(1, 2, 2, 1),
+        learned=64,
+        thumbnail_px=8,
+        thumbnail_weight=0.3,
+    ),
+}
+
+
+class Detector(nn.Module):
+    """Maps pictures to embeddings; nothing in it depends on a batch's other pictures.
+
+    Args:
+        architecture: Its shape.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        a = architecture
+        self.stem = WeightNormConv2d(3, a.stem_channels, a.stem_kernel, gain=2.0**0.5, stride=2)
+        self.stem_pool = BlurPool2d() if a.stem_pool else nn.Identity()
+        blocks: list[nn.Module] = []
+        channels = a.stem_channels
+        for stage, (width, depth) in enumerate(zip(a.widths, a.depths, strict=True)):
+            for block in range(depth):
+                stride = 2 if block == 0 and stage > 0 else 1
+                blocks.append(Bottleneck(channels, width, 4 * width, stride=stride))
+                channels = 4 * width
+        self.blocks = nn.Sequential(*blocks)
+        # The map is kept as 2 x 2 quarters: where things are tells copies from look-alikes.
+        self.head = nn.Linear(4 * channels, a.learned)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embeds prepared pictures.
+
+        Args:
+            pixels: uint8 [N, 3, image_px, image_px].
+
+        Returns:
+            float32 [N, dimension], rows of length 1.
+        """
+        # Channels last: twice as fast on CPUs.
+        x = pixels.float().contiguous(memory_format=torch.channels_last) / 127.5 - 1.0
+        h = F.gelu(self.stem(x))
+        if self.architecture.stem_pool:
+            h = self.stem_pool(F.max_pool2d(h, 3, stride=1, padding=1))
+        h = F.adaptive_avg_pool2d(self.blocks(h), 2).flatten(1)
+        learned = F.normalize(self.head(h), dim=1)
+        share = self.architecture.thumbnail_weight
+        if not share:
+            return learned
+        copy = thumbnail(x, self.architecture.thumbnail_px)
+        return F.normalize(torch.cat([learned * (1 - share) ** 0.5, copy * share**0.5], dim=1), dim=1)
+
+
+def thumbnail(x: Tensor, side: int) -> Tensor:
+    """Centred low-resolution copies of length 1: [N, 3, H, W] -> [N, 3 * side * side].
+
+    Each picture's mean is taken away, so that brightness does not count; a picture of one colour becomes zeros.
+    """
+    small = F.adaptive_avg_pool2d(x, side).flatten(1)
+    small = small - small.mean(dim=1, keepdim=True)
+    # Near-uniform pictures must not have their noise blown up to full length.
+    return small / small.norm(dim=1, keepdim=True).clamp_min(0.02 * small.shape[1] ** 0.5)
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decodes picture bytes to RGB; transparency lies over white, as the fetch stage lays it.
+
+    Raises:
+        ValueError: Not a picture, damaged, or larger than ``MAX_PIXELS``; the text says which.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"too large: {image.width} x {image.height} pixels")
+        image.draft("RGB", (512, 512))
+        image.load()
+        return over_white(image)
+    except ValueError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def over_white(image: Image.Image) -> Image.Image:
+    """Any picture as RGB, transparent parts over white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        ground.alpha_composite(layer)
+        return ground.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def prepare(image: Image.Image, side: int) -> np.ndarray:
+    """Squashes an RGB picture to the detector's square: uint8 [3, side, side]."""
+    squashed = image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return np.ascontiguousarray(np.asarray(squashed).transpose(2, 0, 1))
+
+
+@torch.inference_mode()
+def embed(detector: Detector, pixels: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
+    """Embeds prepared pictures in batches: uint8 [N, 3, S, S] -> float32 [N, d]."""
+    detector.eval()
+    found = [
+        detector(torch.from_numpy(pixels[i : i + batch_size])).numpy()
+        for i in range(0, len(pixels), batch_size)
+    ]
+    if not found:
+        return np.zeros((0, detector.architecture.dimension), np.float32)
+    return np.concatenate(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A detector from a folder.
+
+    Attributes:
+        detector: The network, in evaluation mode.
+        threshold: Calibrated similarity from which on a pair counts as a copy; ``None`` if never calibrated.
+        sha256: Identity: weights and architecture.
+    """
+
+    detector: Detector
+    threshold: float | None
+    sha256: str
+
+
+def save(folder: str, detector: Detector, *, threshold: float | None, notes: dict[str, Any]) -> str:
+    """Writes ``model.safetensors`` and ``config.json``; returns the detector's sha256.
+
+    Args:
+        folder: Where to.
+        detector: The network.
+        threshold: Calibrated similarity.
+        notes: More entries for ``config.json``, as the calibration's figures.
+    """
+    from safetensors.torch import save as to_bytes
+
+    state = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
+    weights = to_bytes(state)
+    values = {
+        "contract": CONTRACT,
+        "architecture": dataclasses.asdict(detector.architecture),
+        "threshold": threshold,
+        **notes,
+    }
+    paths.write_bytes(paths.join(folder, WEIGHTS), weights)
+    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
+    paths.write_bytes(paths.join(folder, CONFIG), text.encode())
+    return identity(weights, detector.architecture)
+
+
+def identity(weights: bytes, architecture: Architecture) -> str:
+    """SHA-256 of what decides an embedding."""
+    shape = json.dumps(dataclasses.asdict(architecture), sort_keys=True)
+    return hashlib.sha256(weights + shape.encode()).hexdigest()
+
+
+def load(folder: str) -> Loaded:
+    """Reads a detector's folder.
+
+    Raises:
+        InputError: The folder or a file is missing or damaged.
+        ContractError: It holds something else.
+    """
+    from safetensors.torch import load as from_bytes
+
+    for name in (CONFIG, WEIGHTS):
+        if not paths.exists(paths.join(folder, name)):
+            raise InputError(
+                f"no detector here: {name} is missing", where=folder, hint=f"`{MADE_BY}` makes one"
+            )
+    where = paths.join(folder, CONFIG)
+    try:
+        values = json.loads(paths.read_bytes(where))
+        found = values.get("contract")
+        shape, threshold = values["architecture"], values["threshold"]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ContractError("not a detector's configuration", where=where, found=repr(error)) from error
+    if found != CONTRACT:
+        raise ContractError("another contract", where=where, expected=CONTRACT, found=found)
+    architecture = configuration.from_table(Architecture, shape, where=where)
+    weights = paths.read_bytes(paths.join(folder, WEIGHTS))
+    detector = Detector(architecture)
+    try:
+        detector.load_state_dict(from_bytes(weights))
+    except WitError:
+        raise
+    except Exception as error:  # safetensors and torch each have their own classes for damage
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError("damaged detector weights", where=paths.join(folder, WEIGHTS), found=line) from error
+    detector.eval()
+    return Loaded(detector=detector, threshold=threshold, sha256=identity(weights, architecture))

@@ -1,0 +1,217 @@
+"""``wit dedup embed``: pictures to embeddings, as a Beam stage (``embeddings/1``).
+
+An element is a shard or a chunk of files; its pictures are read in a fixed order and embedded in batches of a
+fixed size, so an embedding's bits do not depend on which worker made it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+
+from dedup import detector as detectors
+from dedup import images
+from dedup.collection import UNREADABLE
+from dedup.config import EmbedConfig
+from dedup.detector import Loaded, decode, prepare
+from pipeline.core import beam as stages
+from pipeline.core import paths, tables
+from pipeline.core.contracts import EMBEDDINGS, Contract
+from pipeline.core.errors import InputError, UsageError
+from pipeline.core.manifest import Manifest
+from pipeline.core.progress import Progress, tick
+from pipeline.core.stage import RunOptions, StageResult, run_stage
+
+STAGE = "dedup embed"
+MISSING = "missing-image"
+REASONS = (UNREADABLE, MISSING)
+ROWS_PER_PART = 100_000
+_TOTAL = "rows-in.tmp"
+
+
+def embeddings_contract(dimension: int) -> Contract:
+    """``embeddings/1`` with the dimension fixed, so that files hold fixed-size lists."""
+    vector = pa.list_(pa.field("element", pa.float32()), dimension)
+    place = EMBEDDINGS.schema.get_field_index("embedding")
+    field = pa.field("embedding", vector, nullable=False)
+    return dataclasses.replace(EMBEDDINGS, schema=EMBEDDINGS.schema.set(place, field))
+
+
+def require_detector(folder: str | None) -> str:
+    """The detector's folder.
+
+    Raises:
+        UsageError: None was given; no trained one ships.
+    """
+    if folder is None:
+        raise UsageError(
+            "no detector given",
+            hint="train one with `wit dedup train --images PATH --out DIR` and pass --detector DIR",
+        )
+    return folder
+
+
+def run(config: EmbedConfig, out: str, options: RunOptions) -> Manifest | None:
+    """Runs the command; see :func:`pipeline.core.stage.run_stage`."""
+    folder = require_detector(config.detector)
+    chunks = images.plan(config.images, dataset=config.dataset)
+    loaded = detectors.load(folder)
+
+    def body(written: str) -> StageResult:
+        return embed_chunks(config, chunks, loaded, written, options)
+
+    return run_stage(
+        body,
+        stage=STAGE,
+        contract=EMBEDDINGS.id,
+        config=config,
+        inputs=[*config.images, folder],
+        out=out,
+        options=options,
+        owned=(_TOTAL,),
+    )
+
+
+def embed_chunks(
+    config: EmbedConfig, chunks: Sequence[images.Chunk], loaded: Loaded, out: str, options: RunOptions
+) -> StageResult:
+    """Runs the pipeline over planned chunks and writes the folder's parts."""
+    beam_options = stages.pipeline_options(options.beam)
+    dimension = loaded.detector.architecture.dimension
+    contract = embeddings_contract(dimension)
+    total = sum(chunk.rows for chunk in chunks)
+
+    def build(pipeline: beam.Pipeline) -> None:
+        made = (
+            pipeline
+            | "Chunks" >> beam.Create(list(chunks), reshuffle=True)
+            | "Embed"
+            >> beam.ParDo(
+                EmbedChunks(require_detector(config.detector), config.batch_size, config.threads)
+            ).with_outputs("dropped", "rows", main="embedded")
+        )
+        made.embedded | "Write" >> stages.WriteTables(
+            out, contract, key="id", order=("dataset", "id"), partitions=1 + total // ROWS_PER_PART
+        )
+        made.dropped | "WriteDropped" >> stages.WriteDropped(out)
+        made.rows | "CountRows" >> stages.WriteTotal(paths.join(out, _TOTAL))
+
+    with Progress(STAGE, total=total, unit="pictures", quiet=options.quiet):
+        stages.run_pipeline(build, beam_options)
+    return StageResult(
+        rows=stages.finish_parts(out, contract),
+        rows_in=stages.read_total(paths.join(out, _TOTAL)),
+        engine=stages.engine(beam_options),
+        extra={
+            "detector_sha256": loaded.sha256,
+            "dimension": dimension,
+            "threshold": loaded.threshold,
+            "datasets": sorted({chunk.dataset for chunk in chunks}),
+        },
+    )
+
+
+class EmbedChunks(beam.DoFn):
+    """Embeds chunks; the detector is loaded once in each worker.
+
+    Args:
+        detector: Folder of the detector.
+        batch_size: Pictures embedded at once.
+        threads: Threads of the arithmetic.
+    """
+
+    def __init__(self, detector: str, batch_size: int, threads: int) -> None:
+        self.detector, self.batch_size, self.threads = detector, batch_size, threads
+
+    def setup(self) -> None:
+        """Loads the detector."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        self.loaded = detectors.load(self.detector)
+
+    def process(self, chunk: images.Chunk) -> Iterator[Any]:
+        """Yields tables of embeddings and of dropped rows, and the number of pictures that came in."""
+        lost: list[tuple[str, str, str | None]] = []
+        rows = 0
+        for batch in batches(_counted(images.read(chunk)), self.batch_size):
+            rows += len(batch)
+            table, dropped = embed_batch(self.loaded, batch, chunk.dataset)
+            lost += dropped
+            if table.num_rows:
+                yield table
+        if lost:
+            yield beam.pvalue.TaggedOutput("dropped", tables.dropped_table(STAGE, lost))
+        yield beam.pvalue.TaggedOutput("rows", rows)
+
+
+def _counted(pictures: Iterable[images.Picture]) -> Iterator[images.Picture]:
+    for picture in pictures:
+        tick()
+        yield picture
+
+
+def batches(pictures: Iterable[images.Picture], size: int) -> Iterator[list[images.Picture]]:
+    """Groups pictures in their order; the last group may be smaller."""
+    held: list[images.Picture] = []
+    for picture in pictures:
+        held.append(picture)
+        if len(held) == size:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def embed_batch(
+    loaded: Loaded, batch: Sequence[images.Picture], dataset: str
+) -> tuple[pa.Table, list[tuple[str, str, str | None]]]:
+    """Embeds some pictures.
+
+    Returns:
+        A table of ``embeddings/1``, and the dropped rows as (reason, id, detail).
+    """
+    side = loaded.detector.architecture.image_px
+    kept: list[images.Picture] = []
+    pixels: list[np.ndarray] = []
+    lost: list[tuple[str, str, str | None]] = []
+    for picture in batch:
+        if picture.data is None:
+            lost.append((MISSING, picture.id, picture.problem))
+            continue
+        try:
+            pixels.append(prepare(decode(picture.data), side))
+        except ValueError as error:
+            lost.append((UNREADABLE, picture.id, str(error)))
+            continue
+        kept.append(picture)
+    found = detectors.embed(
+        loaded.detector,
+        np.stack(pixels) if pixels else np.zeros((0, 3, side, side), np.uint8),
+        batch_size=max(1, len(batch)),
+    )
+    if not np.isfinite(found).all():
+        raise InputError("the detector gives embeddings that are not numbers", where=dataset)
+    contract = embeddings_contract(loaded.detector.architecture.dimension)
+    table = pa.table(
+        {
+            "id": pa.array([p.id for p in kept], pa.string()),
+            "dataset": pa.array([dataset] * len(kept), pa.string()),
+            "label": pa.array([p.label for p in kept], pa.string()),
+            "embedding": vectors_to_arrow(found),
+        }
+    )
+    return contract.conform(table), lost
+
+
+def vectors_to_arrow(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    """float32 [N, d] as a column of fixed-size lists."""
+    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(
+        flat, type=pa.list_(pa.field("element", pa.float32()), vectors.shape[1])
+    )
