@@ -1,0 +1,43 @@
+"""``wit fetch``: flags."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+
+from pipeline.core.command import Command
+from pipeline.fetch.config import FetchConfig, ResizeMode
+
+
+def _arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--pairs", metavar="DIR", help="folder of `wit select`")
+    made.add_argument(
+        "--allow-address", metavar="CIDR", action="append",
+        help="also fetch from this private, loopback or link-local network; may be repeated",
+    )  # fmt: skip
+    made.add_argument("--engine", choices=["native"], help="what downloads and resizes (native)")
+    made.add_argument("--contact", metavar="TEXT", help="how a site's owner reaches you; sent as User-Agent")
+    made.add_argument("--host-concurrency", metavar="N", type=int, help="requests in flight at one host (2)")
+    made.add_argument(
+        "--host-gap-s", metavar="S", type=float, help="least seconds between requests to one host (1)"
+    )
+    made.add_argument(
+        "--image-size", metavar="PIXELS", type=int, help="side that the resize mode names (256)"
+    )
+    made.add_argument(
+        "--resize-mode", choices=typing.get_args(ResizeMode), help="as img2dataset's (keep_ratio)"
+    )
+    made.add_argument("--rows-per-shard", metavar="N", type=int, help="pairs per shard (10,000)")
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        name="fetch",
+        help="Downloads the images of selected pairs, politely and safely, into tar + Parquet shards.",
+        config=FetchConfig,
+        arguments=_arguments,
+        stage="pipeline.fetch.stage:run",
+        table="fetch",
+        beam=True,
+    ),
+)

@@ -1,0 +1,109 @@
+"""What ``wit fetch`` can be told. Image options carry img2dataset's names, so that its users know them."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.core.config import input_path, unhashed
+
+ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchConfig:
+    """Configuration of ``[fetch]``.
+
+    The CLIP paper says nothing on how its images were downloaded; the defaults are those of a careful crawler.
+
+    Attributes:
+        pairs: Folder of ``pairs/1``.
+        engine: What downloads and resizes.
+        allow_address: Networks (CIDR) that may be fetched from although they are not global, on any port.
+        contact: Address or page at which a site's owner finds us; part of the User-Agent.
+        also_obey: Robots of other crawlers whose rules and header opt-outs bind us too where a site names them.
+        connect_timeout_s: Longest wait for a connection and its TLS handshake.
+        read_timeout_s: Longest silence of a server.
+        deadline_s: Longest time for one request, whatever the server does.
+        max_body_bytes: Longest body; checked while it streams.
+        max_redirects: Redirects followed for one URL.
+        retries: Further attempts after a failure that may pass (timeouts, 429, 5xx).
+        backoff_base_s: First back-off; doubles with each attempt, with full jitter.
+        backoff_cap_s: Longest back-off of our own.
+        retry_after_cap_s: A server that asks for a longer pause is left alone for the rest of the run.
+        crawl_delay_cap_s: A robots.txt that asks for a longer gap closes its host for this run.
+        breaker_failures: Failures in a row after which a host is left alone for the rest of the run.
+        host_concurrency: Requests in flight at one host.
+        host_gap_s: Least time between the starts of two requests to one host.
+        host_groups: Groups of hosts that workers take one at a time; 0 chooses from Beam's options.
+        fetch_threads: Requests in flight in one group of hosts.
+        image_size: Pixels of the side that ``resize_mode`` names.
+        resize_mode: ``keep_ratio`` makes the shortest side ``image_size`` long, ``keep_ratio_largest`` the longest;
+            ``center_crop`` and ``border`` (white) make squares; ``no`` keeps the size.
+        resize_only_if_bigger: Never enlarge.
+        encode_quality: JPEG quality of stored images.
+        min_image_size: Least length of the shortest side, in pixels.
+        max_aspect_ratio: Most that the long side may be of the short one.
+        max_image_area: Most pixels, read from the header before anything is decoded.
+        rows_per_shard: Pairs (not images) per shard.
+        decode_threads: Images decoded at a time in one worker.
+    """
+
+    pairs: str | None = input_path()
+    engine: Literal["native"] = "native"
+    allow_address: tuple[str, ...] = ()
+    contact: str = ""
+    also_obey: tuple[str, ...] = ("img2dataset", "CCBot")
+    connect_timeout_s: float = 5.0
+    read_timeout_s: float = 10.0
+    deadline_s: float = 30.0
+    max_body_bytes: int = 10 * 2**20
+    max_redirects: int = 5
+    retries: int = 2
+    backoff_base_s: float = 1.0
+    backoff_cap_s: float = 60.0
+    retry_after_cap_s: float = 120.0
+    crawl_delay_cap_s: float = 60.0
+    breaker_failures: int = 10
+    host_concurrency: int = unhashed(2)
+    host_gap_s: float = unhashed(1.0)
+    host_groups: int = unhashed(0)
+    fetch_threads: int = unhashed(32)
+    image_size: int = 256
+    resize_mode: ResizeMode = "keep_ratio"
+    resize_only_if_bigger: bool = True
+    encode_quality: int = 95
+    min_image_size: int = 32
+    max_aspect_ratio: float = 20.0
+    max_image_area: int = 50_000_000
+    rows_per_shard: int = 10_000
+    decode_threads: int = unhashed(2)
+
+    def __post_init__(self) -> None:
+        for network in self.allow_address:
+            try:
+                ipaddress.ip_network(network, strict=False)
+            except ValueError:
+                raise ValueError(
+                    f"allow_address holds {network!r}: give networks as 127.0.0.0/8 or ::1"
+                ) from None
+        if any(ord(c) < 32 or ord(c) > 126 for c in self.contact):
+            raise ValueError(f"contact is {self.contact!r}: give a plain ASCII address or URL")
+        for name in (
+            "connect_timeout_s", "read_timeout_s", "deadline_s", "max_body_bytes", "backoff_base_s",
+            "backoff_cap_s", "breaker_failures", "host_concurrency", "fetch_threads", "image_size",
+            "max_image_area", "rows_per_shard", "decode_threads",
+        ):  # fmt: skip
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
+        for name in (
+            "max_redirects", "retries", "retry_after_cap_s", "crawl_delay_cap_s", "host_gap_s", "host_groups",
+            "min_image_size",
+        ):  # fmt: skip
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
+        if not 1 <= self.encode_quality <= 100:
+            raise ValueError(f"encode_quality is {self.encode_quality}: give 1 to 100")
+        if not self.max_aspect_ratio >= 1:
+            raise ValueError(f"max_aspect_ratio is {self.max_aspect_ratio}: give 1 or more")

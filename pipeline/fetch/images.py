@@ -1,0 +1,262 @@
+"""A downloaded body becomes a stored JPEG, or a reason why not.
+
+The format is told by content, the size read from the header before anything is decoded. Orientation, colour
+profile, 16 bits, CMYK, palettes and transparency are resolved here, once, so that every reader of a shard sees
+the picture as a browser shows it. Resize modes follow img2dataset's ``Resizer``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import ExifTags, GifImagePlugin, Image, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from pipeline.fetch.config import FetchConfig
+from pipeline.fetch.policy import Refusal
+
+_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\xff\xd8\xff", "jpeg"),
+    (0, b"\x89PNG\r\n\x1a\n", "png"),
+    (0, b"GIF87a", "gif"),
+    (0, b"GIF89a", "gif"),
+    (8, b"WEBP", "webp"),
+    (0, b"BM", "bmp"),
+    (0, b"II*\0", "tiff"),
+    (0, b"MM\0*", "tiff"),
+    (0, b"\0\0\1\0", "ico"),
+    (0, b"8BPS", "psd"),
+    (4, b"ftypavif", "avif"),
+    (4, b"ftypheic", "heic"),
+    (4, b"ftypmif1", "heif"),
+    (0, b"\0\0\0\x0cJXL ", "jxl"),
+    (0, b"\xff\x0a", "jxl"),
+    (0, b"\0\0\0\x0cjP  ", "jpeg2000"),
+    (0, b"%!PS", "postscript"),
+    (0, b"%PDF", "pdf"),
+)
+# The classes themselves, not ``Image.open``: no other format can be reached, and no global limit is involved.
+_READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "jpeg": JpegImagePlugin.JpegImageFile,
+    "png": PngImagePlugin.PngImageFile,
+    "gif": GifImagePlugin.GifImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MAX_PROFILE_BYTES = 4 * 2**20
+_JPEG_LIMIT = 65_500  # libjpeg's own longest side
+_EXIF_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image as it goes into a shard.
+
+    Attributes:
+        jpeg: The file.
+        width: Of the stored image, in pixels.
+        height: Of the stored image.
+        original_width: As a browser shows the original, that is after its orientation mark.
+        original_height: As above.
+        exif: Tags as a JSON object of strings.
+    """
+
+    jpeg: bytes
+    width: int
+    height: int
+    original_width: int
+    original_height: int
+    exif: str
+
+
+class _RefusedError(Exception):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason)
+        self.refusal = Refusal(reason, detail)
+
+
+def sniff(body: bytes) -> str | None:
+    """The image format by the first bytes; ``None`` if it is no image."""
+    for offset, magic, name in _SIGNATURES:
+        if body.startswith(magic, offset):
+            return name
+    head = body[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"<svg") or (head.startswith(b"<?xml") and b"<svg" in head):
+        return "svg"
+    return None
+
+
+def process(body: bytes, config: FetchConfig) -> Stored | Refusal:
+    """Decodes, checks, resizes and encodes one image.
+
+    Whatever its bytes do to the decoder is this image's own ``decode_error``; a shard never fails for one image.
+    """
+    name = sniff(body)
+    if name is None:
+        return Refusal("not_image")
+    if name not in _READERS:
+        return Refusal("unsupported_format", name)
+    try:
+        return _process(body, name, config)
+    except _RefusedError as error:
+        return error.refusal
+    except Exception as error:  # Pillow's decoders raise nearly every built-in exception on hostile bytes
+        return Refusal("decode_error", f"{name} {type(error).__name__}")
+
+
+def _process(body: bytes, name: str, config: FetchConfig) -> Stored:
+    if name == "webp":
+        # Pillow's WebP reader allocates the whole canvas when it opens a file: look first.
+        _check_area(webp_size(body), config)
+    image = _READERS[name](io.BytesIO(body))
+    _check_area(image.size, config)
+    exif = image.getexif()
+    turn = _TURNS.get(_orientation(exif))
+    sides = turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
+    original = (image.height, image.width) if sides else image.size
+    _check_shape(original, config)
+    target = resized(original, config)
+    _check_area(target, config)
+    raw_target = (target[1], target[0]) if sides else target
+    if name == "jpeg" and (target[0] < original[0] or target[1] < original[1]):
+        # libjpeg scales while decoding, at a quarter of the cost; twice the target leaves the resize its quality.
+        image.draft(None, (2 * raw_target[0], 2 * raw_target[1]))
+    image.load()
+    profile = image.info.get("icc_profile")
+    picture = opaque(image)
+    if picture.size != raw_target:
+        down = raw_target[0] * raw_target[1] < picture.width * picture.height
+        picture = picture.resize(raw_target, Image.Resampling.BOX if down else Image.Resampling.LANCZOS)
+    picture = to_srgb(picture, profile)
+    if turn is not None:
+        picture = picture.transpose(turn)
+    picture = framed(picture, original, config)
+    if max(picture.size) > _JPEG_LIMIT:
+        raise _RefusedError("too_many_pixels", f"{picture.width}x{picture.height}")
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=config.encode_quality)
+    return Stored(buffer.getvalue(), *picture.size, *original, exif_json(exif))
+
+
+def webp_size(body: bytes) -> tuple[int, int]:
+    """Canvas size from a WebP header.
+
+    Raises:
+        ValueError: The first chunk is none that begins a WebP file.
+    """
+    kind, data = body[12:16], body[20:30]
+    if len(data) == 10 and kind == b"VP8X":
+        return 1 + int.from_bytes(data[4:7], "little"), 1 + int.from_bytes(data[7:10], "little")
+    if len(data) == 10 and kind == b"VP8 " and data[3:6] == b"\x9d\x01\x2a":
+        width, height = struct.unpack("<HH", data[6:10])
+        return width & 0x3FFF, height & 0x3FFF
+    if len(data) >= 5 and kind == b"VP8L" and data[0] == 0x2F:
+        bits = int.from_bytes(data[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    raise ValueError("no WebP header")
+
+
+def _check_area(size: tuple[int, int], config: FetchConfig) -> None:
+    if size[0] * size[1] > config.max_image_area:
+        raise _RefusedError("too_many_pixels", f"{size[0]}x{size[1]}")
+
+
+def _check_shape(size: tuple[int, int], config: FetchConfig) -> None:
+    short, long = sorted(size)
+    if short < max(1, config.min_image_size):
+        raise _RefusedError("too_small", f"{size[0]}x{size[1]}")
+    if long > short * config.max_aspect_ratio:
+        raise _RefusedError("aspect_ratio", f"{size[0]}x{size[1]}")
+
+
+def _orientation(exif: Image.Exif) -> int:
+    value = exif.get(ExifTags.Base.Orientation)
+    return value if isinstance(value, int) else 1
+
+
+def resized(size: tuple[int, int], config: FetchConfig) -> tuple[int, int]:
+    """Size after resizing and before cropping or padding, as img2dataset computes it.
+
+    Args:
+        size: Width and height as displayed.
+        config: Its ``resize_mode``, ``image_size`` and ``resize_only_if_bigger``.
+    """
+    if config.resize_mode == "no":
+        return size
+    by_short = config.resize_mode in ("keep_ratio", "center_crop")
+    side = min(size) if by_short else max(size)
+    if side == config.image_size or (config.resize_only_if_bigger and side < config.image_size):
+        return size
+    scale = config.image_size / side
+    return max(1, math.floor(size[0] * scale + 0.5)), max(1, math.floor(size[1] * scale + 0.5))
+
+
+def framed(picture: Image.Image, original: tuple[int, int], config: FetchConfig) -> Image.Image:
+    """Cuts the middle out or pads with white, for the modes that make squares."""
+    side = config.image_size
+    smaller = config.resize_only_if_bigger and (
+        (min(original) if config.resize_mode == "center_crop" else max(original)) < side
+    )
+    if config.resize_mode not in ("center_crop", "border") or smaller:
+        return picture
+    left, top = (side - picture.width) // 2, (side - picture.height) // 2
+    if config.resize_mode == "center_crop":
+        return picture.crop((-left, -top, side - left, side - top))
+    ground = Image.new(picture.mode, (side, side), "white")
+    ground.paste(picture, (left, top))
+    return ground
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """The first frame as 8-bit L, RGB or CMYK; what is transparent shows white."""
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16 bits at 255: nearly all of a picture turns white.
+        values = np.asarray(image).astype(np.float64)
+        return Image.fromarray(np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(ground, layer).convert("RGB")
+    if image.mode in ("L", "RGB", "CMYK"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """RGB in the sRGB space; a profile that cannot be used is ignored, as browsers do."""
+    if profile and len(profile) <= _MAX_PROFILE_BYTES:
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            space = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(source.profile.xcolor_space)
+            if space == picture.mode:
+                converted = ImageCms.profileToProfile(
+                    picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+                )
+                if converted is not None:
+                    return converted
+        except (ImageCms.PyCMSError, OSError, ValueError):
+            pass
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def exif_json(exif: Image.Exif) -> str:
+    """The main EXIF tags as a JSON object: names, and values as short strings."""
+    found: dict[str, str] = {}
+    for tag, value in exif.items():
+        name = ExifTags.TAGS.get(tag, f"tag {tag:#06x}")
+        text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+        found[name] = text[:_EXIF_CHARACTERS].encode("utf-8", errors="replace").decode()
+    return json.dumps(found, sort_keys=True, ensure_ascii=True)

@@ -1,0 +1,110 @@
+"""robots.txt (RFC 9309), read once per authority before anything else is asked of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from protego import Protego
+
+from pipeline.fetch.client import Answer, Client
+from pipeline.fetch.policy import RETRYABLE, Refusal, Target, own_token, parse_url, redirect
+
+MAX_REDIRECTS = 5
+_AGENT_LINE = re.compile(r"^[ \t]*user-agent[ \t]*:[ \t]*([^\s#]+)", re.IGNORECASE | re.MULTILINE)
+# Nothing was asked of the site: its URLs fail for the same reason that its robots.txt did.
+_NO_CONNECTION = frozenset(
+    {
+        "blocked_address", "blocked_port", "dns_nxdomain", "dns_temp", "connect_refused", "connect_timeout",
+        "tls_error",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Robots:
+    """What one authority allows us.
+
+    Attributes:
+        rules: Parsed file; ``None`` allows everything, unless ``closed`` says why nothing is allowed.
+        agents: Names whose rules bind us.
+        crawl_delay_s: Gap that the file asks for.
+        closed: Why nothing of this authority may be fetched.
+    """
+
+    rules: Any = None
+    agents: tuple[str, ...] = ()
+    crawl_delay_s: float = 0.0
+    closed: Refusal | None = None
+
+    def refusal(self, target: Target) -> Refusal | None:
+        """Why a URL of this authority may not be fetched; ``None`` if it may."""
+        if self.closed is not None or self.rules is None:
+            return self.closed
+        for agent in self.agents:
+            if not self.rules.can_fetch(target.url, agent):
+                return Refusal("robots_disallow", agent)
+        return None
+
+
+def parse(text: str, also_obey: Sequence[str]) -> Robots:
+    """Reads a robots.txt.
+
+    A file that names us is obeyed as it stands. In any other, the rules for everybody bind us, and those for
+    the robots in ``also_obey`` that it names: who shuts out another downloader of training images means us too.
+    """
+    rules = Protego.parse(text)
+    named = {name.lower() for name in _AGENT_LINE.findall(text)}
+    agents = [own_token()]
+    if own_token() not in named:
+        agents += [a for a in also_obey if a.lower() in named]
+    delays = []
+    for agent in agents:
+        delays.append(rules.crawl_delay(agent) or 0.0)
+        rate = rules.request_rate(agent)
+        if rate is not None and rate.requests:
+            delays.append(rate.seconds / rate.requests)
+    return Robots(rules=rules, agents=tuple(agents), crawl_delay_s=max(delays))
+
+
+def address_of(target: Target) -> Target:
+    """The robots.txt that speaks for a URL."""
+    found = parse_url(f"{target.authority}/robots.txt")
+    assert isinstance(found, Target)  # its parts come from a parsed URL
+    return found
+
+
+def read(client: Client, target: Target) -> tuple[Answer, Robots]:
+    """Fetches and judges the robots.txt that speaks for a URL: 4xx allows, 5xx and silence forbid.
+
+    The answer is returned too: a retryable one is worth another attempt before the verdict is final.
+    """
+    place: Target = address_of(target)
+    for hop in range(MAX_REDIRECTS + 1):
+        answer = client.get(place, robots=True)
+        if not answer.is_redirect:
+            return answer, _verdict(answer, client.config.also_obey, redirected=hop > 0)
+        found = redirect(place, answer.location)
+        if isinstance(found, Refusal):
+            return answer, Robots(closed=Refusal("robots_unreachable", "redirect_blocked"))
+        place = found
+    return answer, Robots()  # RFC 9309 §2.3.1.2: after five redirects the file counts as unavailable
+
+
+def _verdict(answer: Answer, also_obey: Sequence[str], *, redirected: bool) -> Robots:
+    refusal = answer.refusal
+    if refusal is None:
+        return parse(answer.body.decode("utf-8", errors="replace"), also_obey)
+    if refusal.reason in ("http_4xx", "empty_body"):
+        return Robots()
+    if refusal.reason in _NO_CONNECTION and not redirected:
+        return Robots(closed=refusal)
+    detail = refusal.detail if refusal.reason.startswith("http_") else refusal.reason
+    return Robots(closed=Refusal("robots_unreachable", detail))
+
+
+def is_retryable(answer: Answer) -> bool:
+    """Whether another attempt at a robots.txt may end better."""
+    return answer.refusal is not None and answer.refusal.reason in RETRYABLE
