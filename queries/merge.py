@@ -1,0 +1,246 @@
+"""The query list out of its four sources (paper 2.2, footnote 1).
+
+Words and synsets are all queries. What they leave of ``size`` is shared between the bigrams of highest PMI and the
+titles of most views; a source that has too few leaves its room to the other. Ties are broken by count, then by the
+text, so equal sources give an equal list.
+
+Two entries are one query when the tokeniser reads them as the same words ("Spider-Man" and "spider man"): matching
+could not tell them apart. The query is spelt as its words where any entry is, else as its first entry in the order
+word, bigram, synset, title.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.core.contracts import QUERIES
+from pipeline.core.tokens import fold, tokens
+from queries.config import QueriesConfig
+
+SOURCES = ("word", "bigram", "title", "synset")
+SAME_QUERY, BELOW_CUT, NO_WORDS = "same_query", "below_cut", "no_words"
+REASONS = (SAME_QUERY, BELOW_CUT, NO_WORDS)
+
+_SPELLING = {"word": 0, "bigram": 1, "synset": 2, "title": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One source's wish for a query.
+
+    Attributes:
+        source: One of ``SOURCES``.
+        text: The query as the source spells it, folded, single spaces.
+        key: Its words, joined by spaces: equal keys are the same query.
+        count: Occurrences, of words and bigrams.
+        pmi: Bits, of bigrams.
+        views: Of titles.
+        synsets: Ids, of synset terms.
+    """
+
+    source: str
+    text: str
+    key: str
+    count: int | None = None
+    pmi: float | None = None
+    views: int | None = None
+    synsets: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Query:
+    entries: list[Entry]
+
+    @property
+    def text(self) -> str:
+        first = min(self.entries, key=lambda e: (e.text != e.key, _SPELLING[e.source], e.text))
+        return first.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryList:
+    """The list and what was decided on the way.
+
+    Attributes:
+        table: ``queries/1``.
+        entries: Entries that came in.
+        dropped: (reason, entry's text, detail) for each entry that is not a row.
+        thresholds: What the cut implies: least count, bigram count, PMI and views of what was taken.
+        taken: Queries by the source that brought them in.
+    """
+
+    table: pa.Table
+    entries: int
+    dropped: Sequence[tuple[str, str, str | None]]
+    thresholds: Mapping[str, float | int | None]
+    taken: Mapping[str, int] = field(default_factory=dict)
+
+
+def word_entries(counted: pa.Table) -> Iterator[Entry]:
+    """Entries of a table of ``word``, ``count``."""
+    for word, count in _rows(counted, "word", "count"):
+        yield Entry("word", word, word, count=count)
+
+
+def bigram_entries(scored: pa.Table, most: int) -> Iterator[Entry]:
+    """Entries of the ``most`` best of a table of ``bigram``, ``count``, ``pmi``."""
+    best = scored.sort_by([("pmi", "descending"), ("count", "descending"), ("bigram", "ascending")])
+    for bigram, count, pmi in _rows(best.slice(0, most), "bigram", "count", "pmi"):
+        yield Entry("bigram", bigram, bigram, count=count, pmi=pmi)
+
+
+def title_entries(views: pa.Table, most: int) -> Iterator[Entry]:
+    """Entries of the ``most`` viewed of a table of ``title``, ``views``."""
+    best = views.sort_by([("views", "descending"), ("title", "ascending")])
+    for title, number in _rows(best.slice(0, most), "title", "views"):
+        yield _spelt("title", title, views=number)
+
+
+def synset_entries(terms: Iterable[tuple[str, str]]) -> Iterator[Entry]:
+    """Entries of (term, synset id) pairs: one for each distinct term."""
+    ids: dict[str, list[str]] = {}
+    for term, synset in terms:
+        ids.setdefault(" ".join(fold(term).split()), []).append(synset)
+    for term in sorted(ids):
+        yield _spelt("synset", term, synsets=tuple(sorted(set(ids[term]))))
+
+
+def _spelt(source: str, text: str, **more: Any) -> Entry:
+    return Entry(source, " ".join(fold(text).split()), " ".join(tokens(text)), **more)
+
+
+def _rows(table: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table[name].to_pylist() for name in names), strict=True)
+
+
+def build(
+    *,
+    words: Iterable[Entry],
+    synsets: Iterable[Entry],
+    bigrams: Sequence[Entry],
+    titles: Sequence[Entry],
+    config: QueriesConfig,
+) -> QueryList:
+    """Merges the sources' entries into the list.
+
+    Args:
+        words: All become queries.
+        synsets: All become queries.
+        bigrams: Best first.
+        titles: Best first; entries of equal key are ranked by the sum of their views.
+        config: ``size`` and ``bigram_share``.
+    """
+    queries: dict[str, _Query] = {}
+    dropped: list[tuple[str, str, str | None]] = []
+    taken = dict.fromkeys(SOURCES, 0)
+    came_in = 0
+
+    def take(entry: Entry) -> None:
+        if entry.key in queries:
+            queries[entry.key].entries.append(entry)
+        else:
+            queries[entry.key] = _Query([entry])
+            taken[entry.source] += 1
+
+    for entry in (*words, *synsets):
+        came_in += 1
+        if entry.key:
+            take(entry)
+        else:
+            dropped.append((NO_WORDS, entry.text, entry.source))
+    came_in += len(bigrams) + len(titles)
+    dropped += [(NO_WORDS, e.text, e.source) for e in titles if not e.key]
+    by_key = _by_views(titles)
+    room = max(config.size - len(queries), 0)
+    chosen = _share(queries, [b.key for b in bigrams], list(by_key), room, config.bigram_share)
+    for entry in (*bigrams, *(e for group in by_key.values() for e in group)):
+        if entry.key in queries or entry.key in chosen:
+            take(entry)
+        else:
+            detail = (
+                f"{entry.source}: pmi {entry.pmi:.3f}"
+                if entry.pmi is not None
+                else f"title: views {entry.views}"
+            )
+            dropped.append((BELOW_CUT, entry.text, detail))
+    table = _table(queries.values(), dropped)
+    return QueryList(
+        table=table,
+        entries=came_in,
+        dropped=dropped,
+        thresholds=_thresholds(queries.values()),
+        taken=taken,
+    )
+
+
+def _by_views(titles: Iterable[Entry]) -> dict[str, list[Entry]]:
+    groups: dict[str, list[Entry]] = {}
+    for entry in titles:
+        if entry.key:
+            groups.setdefault(entry.key, []).append(entry)
+    views = {key: sum(e.views or 0 for e in group) for key, group in groups.items()}
+    return {key: groups[key] for key in sorted(groups, key=lambda k: (-views[k], k))}
+
+
+def _share(
+    present: Mapping[str, Any], bigrams: list[str], titles: list[str], room: int, share: float
+) -> set[str]:
+    """Keys that fill the room: bigrams' share, then titles, then whatever either has left."""
+    chosen: set[str] = set()
+
+    def fill(keys: Iterable[str], most: int) -> None:
+        for key in keys:
+            if most <= 0:
+                return
+            if key not in present and key not in chosen:
+                chosen.add(key)
+                most -= 1
+
+    fill(bigrams, round(room * share))
+    fill(titles, room - len(chosen))
+    fill(bigrams, room - len(chosen))
+    return chosen
+
+
+def _table(queries: Iterable[_Query], dropped: list[tuple[str, str, str | None]]) -> pa.Table:
+    rows: dict[str, list[Any]] = {name: [] for name in QUERIES.schema.names}
+    for text, query in sorted((q.text, q) for q in queries):
+        entries = query.entries
+        by_source = {e.source for e in entries}
+        views = [e.views for e in entries if e.views is not None]
+        synsets = sorted({s for e in entries for s in e.synsets})
+        rows["query_id"].append(len(rows["query_id"]))
+        rows["query"].append(text)
+        rows["sources"].append([s for s in SOURCES if s in by_source])
+        rows["count"].append(next((e.count for e in entries if e.count is not None), None))
+        rows["pmi"].append(next((e.pmi for e in entries if e.pmi is not None), None))
+        rows["views"].append(sum(views) if views else None)
+        rows["synsets"].append(synsets or None)
+        # One entry is the row; the others are in it and are counted as merged.
+        dropped += [(SAME_QUERY, e.text, f"{e.source}: in {text!r}") for e in entries[1:]]
+    return QUERIES.conform(pa.table(rows, schema=QUERIES.schema))
+
+
+def _thresholds(queries: Iterable[_Query]) -> dict[str, float | int | None]:
+    """Least values among entries whose source alone brought a query in, or ``None`` where there is none."""
+    least: dict[str, float | int | None] = {"count": None, "bigram_count": None, "pmi": None, "views": None}
+
+    def lower(name: str, value: float | int | None) -> None:
+        known = least[name]
+        if value is not None and (known is None or value < known):
+            least[name] = value
+
+    for query in queries:
+        first = query.entries[0]
+        if first.source == "word":
+            lower("count", first.count)
+        elif first.source == "bigram":
+            lower("bigram_count", first.count)
+            lower("pmi", first.pmi)
+        elif first.source == "title":
+            lower("views", sum(e.views or 0 for e in query.entries))
+    return least
