@@ -33,7 +33,7 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--bigram-min-count", type=int, metavar="N",
         help="occurrences that let a bigram be scored (100 at full Wikipedia's size, scaled down to 3)",
     )  # fmt: skip
-    the_list.add_argument("--pmi-min", type=float, metavar="BITS", help="least PMI of a bigram (3.0)")
+    the_list.add_argument("--pmi-min", type=float, metavar="BITS", help="least PMI of a bigram (5.0)")
     the_list.add_argument("--views-min", type=int, metavar="N", help="least page views of a title (1)")
     the_list.add_argument(
         "--bigram-share", type=float, metavar="SHARE", help="bigrams' share of the room left (0.62)"

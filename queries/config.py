@@ -31,7 +31,7 @@ class QueriesConfig:
         bigram_min_count: Occurrences that let a bigram be scored; ``None`` scales full Wikipedia's 100 to the
             corpus: max(3, 100 · tokens / 5·10⁹). Without a minimum the highest PMI belongs to typing errors.
         pmi_min: Least pointwise mutual information of a bigram, in bits. Footnote 1 asks for "high" PMI without
-            a number; 3 means eight times as often as chance. For large corpora --size cuts far above it.
+            a number; 5 means 32 times as often as chance. It matters where a corpus is too small to fill --size.
         views_min: Least page views of a title. Footnote 1: "above a certain search volume", no number.
         bigram_share: Share of the room left by words and synsets that goes to bigrams, the rest to titles:
             100,646 / (100,646 + 61,235) in MetaCLIP's table of the same list (arXiv 2309.16671, table 1).
@@ -47,7 +47,7 @@ class QueriesConfig:
     size: int = 500_000
     min_count: int = 100
     bigram_min_count: int | None = None
-    pmi_min: float = 3.0
+    pmi_min: float = 5.0
     views_min: int = 1
     bigram_share: float = 0.62
     synset_terms: Literal["first_lemma", "all_lemmas"] = "first_lemma"
