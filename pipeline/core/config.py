@@ -182,10 +182,16 @@ def resolve(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config), sort_keys=True)))
 
 
-def config_sha256(config: Any) -> str:
-    """SHA-256 (64 hex characters) of everything in a configuration that can change the result."""
+def decisive(config: Any) -> dict[str, Any]:
+    """The part of a resolved configuration that can change the result: no inputs, no worker counts."""
     resolved = resolve(config)
     _remove_unhashed(type(config), resolved)
+    return resolved
+
+
+def config_sha256(config: Any) -> str:
+    """SHA-256 (64 hex characters) of :func:`decisive`."""
+    resolved = decisive(config)
     return hashlib.sha256(json.dumps(resolved, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.core import manifest, paths, tables
-from pipeline.core.config import config_sha256, resolve
+from pipeline.core.config import config_sha256, decisive, resolve
 from pipeline.core.errors import OutputError, StageFailedError
 from pipeline.core.manifest import Manifest
 from pipeline.core.options import RunOptions as RunOptions
@@ -151,25 +151,21 @@ def _finished(
         return found
     if options.overwrite:
         return None
-    what = ", ".join(_differences(found, config)) or (
-        "other inputs" if not same_inputs else "another configuration"
-    )
+    what = _differences(found, config)
+    if not same_inputs:
+        what.append("other inputs")
     raise OutputError(
         "the folder is finished, but with another configuration or other inputs",
         where=out,
-        found=what,
+        found=", ".join(what) or "another version's configuration",
         hint="pass --overwrite to replace it or choose another --out folder",
     )
 
 
 def _differences(found: Manifest, config: Any) -> list[str]:
-    now = resolve(config)
-    keys = sorted(set(now) | set(found.config))
-    return [
-        f"{k} was {found.config.get(k)!r}, is {now.get(k)!r}"
-        for k in keys
-        if now.get(k) != found.config.get(k)
-    ][:3]
+    now = decisive(config)
+    changed = [key for key in now if now[key] != found.config.get(key)]
+    return [f"{key} was {found.config.get(key)!r}, is {now[key]!r}" for key in changed[:3]]
 
 
 def _prepare(out: str, marker: Mapping[str, Any], patterns: Sequence[str], *, resumable: bool) -> None:
