@@ -1,0 +1,66 @@
+"""What ``wit candidates`` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.core.config import input_paths
+
+KINDS = ("warc", "wat", "html", "table")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidatesConfig:
+    """Configuration of ``wit candidates``; exactly one kind of input is given.
+
+    Attributes:
+        warc: WARC files (gzip, zstd or plain).
+        wat: WAT files: metadata that Common Crawl extracts from WARC.
+        html: Folders or files of saved pages.
+        table: Tables of URL and text: Parquet, CSV, TSV or JSONL (these may be compressed).
+        base_url: URL under which a folder of saved pages was served; a page's URL is this plus its path.
+        url_column: Column of a table that holds the image's URL.
+        text_column: Column of a table that holds the text.
+        opted_out: Whether pairs of pages that opt out of indexing or text and data mining are dropped or kept
+            with their marks in ``rights``.
+        max_page_bytes: A page larger than this, after HTTP decoding, is dropped.
+        max_text_chars: A text longer than this is dropped.
+    """
+
+    warc: tuple[str, ...] = input_paths()
+    wat: tuple[str, ...] = input_paths()
+    html: tuple[str, ...] = input_paths()
+    table: tuple[str, ...] = input_paths()
+    base_url: str | None = None
+    url_column: str = "url"
+    text_column: str = "text"
+    opted_out: Literal["drop", "keep"] = "drop"
+    max_page_bytes: int = 10_000_000
+    max_text_chars: int = 10_000
+
+    def __post_init__(self) -> None:
+        given = [kind for kind in KINDS if getattr(self, kind)]
+        if len(given) != 1:
+            what = "none is given" if not given else f"{' and '.join(given)} are given"
+            raise ValueError(f"exactly one of warc, wat, html and table is needed, {what}: name one kind")
+        if self.base_url is not None:
+            if not self.html:
+                raise ValueError(f"base_url={self.base_url!r} is for saved pages: use it with html")
+            if not self.base_url.startswith(("http://", "https://")):
+                raise ValueError(f"base_url={self.base_url!r} must start with http:// or https://")
+        if self.max_page_bytes < 1 or self.max_text_chars < 1:
+            raise ValueError(
+                f"max_page_bytes={self.max_page_bytes} and max_text_chars={self.max_text_chars} must be positive"
+            )
+
+    @property
+    def kind(self) -> str:
+        """The kind of input that is given."""
+        return next(kind for kind in KINDS if getattr(self, kind))
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The PATHs of that kind."""
+        paths: tuple[str, ...] = getattr(self, self.kind)
+        return paths

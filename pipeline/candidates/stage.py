@@ -1,0 +1,181 @@
+"""The candidates stage: files and row groups in, sorted ``candidates/1`` parts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import apache_beam as beam
+
+from pipeline.candidates.config import CandidatesConfig
+from pipeline.candidates.found import Lost, Pair, table_of
+from pipeline.candidates.rows import SUFFIXES as TABLE_SUFFIXES
+from pipeline.candidates.rows import TablePart, read_table, table_parts
+from pipeline.candidates.saved import SavedPage, paths_origins, read_saved, saved_pages
+from pipeline.candidates.warc import read_warc
+from pipeline.candidates.wat import read_wat
+from pipeline.core import paths, tables
+from pipeline.core.beam import (
+    WriteDropped,
+    WriteTables,
+    WriteTotal,
+    engine,
+    finish_parts,
+    pipeline_options,
+    read_total,
+    run_pipeline,
+)
+from pipeline.core.contracts import CANDIDATES
+from pipeline.core.errors import InputError
+from pipeline.core.manifest import Manifest
+from pipeline.core.progress import Progress, tick
+from pipeline.core.stage import RunOptions, StageResult, run_stage
+
+STAGE = "candidates"
+ORDER = ("pair_id", "page_url", "origin", "origin_offset", "text_source")
+BATCH_ROWS = 8_192
+PAGES_PER_SPLIT = 100
+# Bytes of input per output part, so that the number of parts follows from the data and not from the machine.
+PART_BYTES = 512 << 20
+_ARCHIVES = {
+    "warc": (".warc", ".warc.gz", ".warc.zst"),
+    "wat": (".wat", ".wat.gz", ".warc.wat.gz", ".wat.zst"),
+}
+_TOTAL = ".total.tmp"
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A WARC or WAT file."""
+
+    path: str
+    origin: str
+
+
+Split = Archive | TablePart | tuple[SavedPage, ...]
+
+
+def splits(config: CandidatesConfig) -> list[Split]:
+    """What the workers read, one element each: files, groups of saved pages, row groups of tables.
+
+    Raises:
+        InputError: An input is missing or not what its flag says.
+    """
+    if config.kind == "html":
+        pages = saved_pages(config.html, config.base_url)
+        return [tuple(pages[i : i + PAGES_PER_SPLIT]) for i in range(0, len(pages), PAGES_PER_SPLIT)]
+    suffixes = _ARCHIVES.get(config.kind, TABLE_SUFFIXES)
+    files = paths.expand(config.given, suffixes=suffixes, what=f"{config.kind} files")
+    origins = paths_origins(files)
+    if config.kind == "table":
+        parts = (table_parts(f, origins[f], config.url_column, config.text_column) for f in files)
+        return [part for of_file in parts for part in of_file]
+    return [Archive(file, origins[file]) for file in files]
+
+
+def read_split(split: Split, config: CandidatesConfig) -> Iterator[Pair | Lost]:
+    """Everything found in a split: pairs, and what was lost with its reason."""
+    if isinstance(split, TablePart):
+        yield from read_table(
+            split, config.url_column, config.text_column, max_text_chars=config.max_text_chars
+        )
+        return
+    keep = config.opted_out == "keep"
+    limits: dict[str, Any] = {
+        "max_page_bytes": config.max_page_bytes,
+        "max_text_chars": config.max_text_chars,
+        "keep_opted_out": keep,
+    }
+    if isinstance(split, Archive):
+        reader = read_warc if config.kind == "warc" else read_wat
+        yield from reader(split.path, split.origin, **limits)
+        return
+    for page in split:
+        yield from read_saved(page, **limits)
+
+
+def extract(split: Split, config: CandidatesConfig) -> Iterator[Any]:
+    """A split's pairs as tables, and tagged ``dropped`` tables and ``seen`` counts; memory is a batch's."""
+    items = read_split(split, config)
+    while batch := list(islice(items, BATCH_ROWS)):
+        yield beam.pvalue.TaggedOutput("seen", len(batch))
+        if pairs := [i for i in batch if isinstance(i, Pair)]:
+            yield table_of(pairs)
+        if lost := [(i.reason, i.id, i.detail) for i in batch if isinstance(i, Lost)]:
+            yield beam.pvalue.TaggedOutput("dropped", tables.dropped_table(STAGE, lost))
+        tick(len(batch))
+
+
+@dataclass(eq=False)
+class ExtractPairs(beam.PTransform[Any, Any]):
+    """Splits to tables of pairs, with ``dropped`` tables and ``seen`` counts beside them.
+
+    Args:
+        config: The stage's configuration.
+    """
+
+    config: CandidatesConfig
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, pcoll: beam.PCollection[Any]) -> Any:
+        """Shares the splits out, then reads them."""
+        return (
+            pcoll
+            | "Share" >> beam.Reshuffle()
+            | "Read"
+            >> beam.FlatMap(extract, self.config)
+            .with_output_types(Any)
+            .with_outputs("dropped", "seen", main="pairs")
+        )
+
+
+def run(config: CandidatesConfig, out: str, options: RunOptions) -> Manifest | None:
+    """Runs ``wit candidates``; see :func:`pipeline.core.stage.run_stage`."""
+    beam_options = pipeline_options(options.beam)
+    work = splits(config)
+
+    def body(folder: str) -> StageResult:
+        total = paths.join(folder, _TOTAL)
+        parts = 1 + _input_bytes(work) // PART_BYTES
+
+        def build(pipeline: beam.Pipeline) -> None:
+            found = pipeline | "Splits" >> beam.Create(work, reshuffle=False) | ExtractPairs(config)
+            _ = found.pairs | "Pairs" >> WriteTables(
+                folder, CANDIDATES, key="pair_id", order=ORDER, partitions=parts
+            )
+            _ = found.dropped | "Dropped" >> WriteDropped(folder)
+            _ = found.seen | "Seen" >> WriteTotal(total)
+
+        with Progress("candidates", unit="pairs", quiet=options.quiet):
+            run_pipeline(build, beam_options)
+        seen, rows = read_total(total), finish_parts(folder, CANDIDATES)
+        dropped = tables.count_dropped(folder)
+        if rows == 0 and seen and seen == dropped.get("parse_error", 0) + dropped.get("truncated", 0):
+            raise InputError(
+                f"nothing in the input can be read as {config.kind}",
+                where=", ".join(config.given)[:300],
+                found=f"{seen} damaged records",
+                hint="see dropped/ in the output folder",
+            )
+        return StageResult(rows=rows, rows_in=seen, dropped=dropped, engine=engine(beam_options))
+
+    return run_stage(
+        body,
+        stage=STAGE,
+        contract=CANDIDATES.id,
+        config=config,
+        inputs=config.given,
+        out=out,
+        options=options,
+    )
+
+
+def _input_bytes(work: Iterable[Split]) -> int:
+    files = set()
+    for split in work:
+        files |= {page.path for page in split} if isinstance(split, tuple) else {split.path}
+    return sum(paths.size(f) for f in files)
