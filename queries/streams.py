@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
@@ -57,10 +58,12 @@ def read(path: str, start: int, end: int, lost: list[Loss]) -> Iterator[bytes | 
             yield from _bzip2(raw, path, start, end, lost)
             return
     with paths.open_input(path) as file:
+        # read() would throw away what it has when a compressed file ends too early; read1() gives it first.
+        read_some = getattr(file, "read1", file.read)
         while True:
             try:
-                chunk = file.read(CHUNK_BYTES)
-            except (EOFError, OSError, ValueError) as error:
+                chunk = read_some(CHUNK_BYTES)
+            except (EOFError, OSError, ValueError, zlib.error) as error:
                 lost.append(Loss(path, f"cannot be decompressed to its end: {error}"))
                 yield GAP
                 return
@@ -117,11 +120,8 @@ def first_stream(path: str, *, most_bytes: int = CHUNK_BYTES) -> tuple[bytes, in
     with paths.open_input(path, decompress=False) as raw:
         data = raw.read(CHUNK_BYTES)
     if not HEADER.match(data):
-        try:
-            with paths.open_input(path) as file:
-                return file.read(most_bytes), None
-        except (EOFError, OSError, ValueError):
-            return b"", None
+        chunks = (c for c in read(path, 0, 0, []) if isinstance(c, bytes))
+        return next(chunks, b"")[:most_bytes], None
     decoder = bz2.BZ2Decompressor()
     try:
         head = decoder.decompress(data, max_length=most_bytes)
