@@ -92,7 +92,7 @@ class _TimedSocket:
         self._sock.sendall(data)
 
     def close(self) -> None:
-        self._sock.close()
+        """Nothing: ``http.client`` calls this before the body is read if the server will close; we close later."""
 
 
 def remaining(deadline: float) -> float:

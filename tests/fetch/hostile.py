@@ -1,0 +1,116 @@
+"""A loopback web server that answers as strange servers do, and remembers what it was asked."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from pipeline.core.fakes import jpeg, picture
+
+Handle = Callable[["Request"], None]
+
+
+class Request(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    site: Site
+
+    def do_GET(self) -> None:
+        site = self.site
+        self.host = host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
+        self.counted = True
+        with site.lock:
+            site.hits[self.path] += 1
+            site.log.append((time.monotonic(), host, self.path))
+            site.headers[self.path] = dict(self.headers)
+            site.now[host] += 1
+            site.most[host] = max(site.most[host], site.now[host])
+        try:
+            site.handler(self.path)(self)
+        except OSError:
+            pass  # the client hung up, as it should
+        finally:
+            self._leave()
+            self.close_connection = True
+
+    def _leave(self) -> None:
+        with self.site.lock:
+            self.site.now[self.host] -= self.counted
+            self.counted = False
+
+    def reply(self, body: bytes = b"", status: int = 200, **headers: str) -> None:
+        self._leave()  # before the client can know that it has its answer
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        if "Content_Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@dataclass
+class Site:
+    """Paths to handlers; ``/img/N.jpg`` is always a small picture of its own."""
+
+    handlers: dict[str, Handle] = field(default_factory=dict)
+    delay_s: float = 0.0
+    port: int = 0
+    hits: Counter[str] = field(default_factory=Counter)
+    log: list[tuple[float, str, str]] = field(default_factory=list)
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    now: Counter[str] = field(default_factory=Counter)
+    most: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def handler(self, path: str) -> Handle:
+        if path in self.handlers:
+            return self.handlers[path]
+        if path.startswith("/img/"):
+            return self._picture
+        return lambda request: request.reply(b"no such page", 404)
+
+    def _picture(self, request: Request) -> None:
+        if self.delay_s:
+            time.sleep(self.delay_s)
+        number = int(request.path.removeprefix("/img/").partition(".")[0])
+        request.reply(jpeg(picture("red", "circle", size=64, seed=number)))
+
+    def url(self, path: str, host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}{path}"
+
+    def add(self, path: str, body: bytes = b"", status: int = 200, **headers: str) -> str:
+        """A path that always answers the same; returns its URL."""
+        self.handlers[path] = lambda request: request.reply(body, status, **headers)
+        return self.url(path)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(site: Site) -> Iterator[Site]:
+    """Serves on all loopback addresses, so that 127.0.0.1, 127.0.0.2, … are hosts of their own."""
+    handler = type("Bound", (Request,), {"site": site})
+    server = _Server(("0.0.0.0", 0), handler)
+    site.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield site
+    finally:
+        server.shutdown()
+        server.server_close()
