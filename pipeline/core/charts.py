@@ -104,7 +104,7 @@ def percent(value: float) -> str:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) within two ends."""
-    if not high > low:
+    if not _apart(low, high):
         return [low]
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
@@ -220,7 +220,7 @@ def bin_counts(
     counted: Mapping[float, int], low: float, high: float, bins: int
 ) -> tuple[list[float], list[int]]:
     """Edges at round numbers and how many values lie in each bin; values beyond an end count in the end's bin."""
-    if not high > low:
+    if not _apart(low, high):
         low, high = low - 0.5, low + 0.5
     marks = ticks(low, high, bins)
     step = marks[1] - marks[0] if len(marks) > 1 else high - low
@@ -339,7 +339,7 @@ class _Scale:
         low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
         if axis.log:
             return cls(low / 1.15, high * 1.15, axis) if high > low else cls(low / 2, high * 2, axis)
-        room = (high - low) * 0.05 or abs(high) * 0.1 or 1.0
+        room = (high - low) * 0.05 if _apart(low, high) else max(abs(high) * 0.1, 1e-3)
         below = low if axis.low is not None else low - room
         return cls(below, high if axis.high is not None else high + room, axis)
 
@@ -395,6 +395,11 @@ class _Frame:
         middle = (self.left + WIDTH - _RIGHT) / 2
         label = html.escape(self.x_scale.axis.label)
         return "".join(drawn) + f'<text x="{middle}" y="{bottom + 35}" text-anchor="middle">{label}</text>'
+
+
+def _apart(low: float, high: float) -> bool:
+    """Whether two ends differ by more than rounding, so that a scale can lie between them."""
+    return high - low > max(1e-9, 1e-9 * max(abs(low), abs(high)))
 
 
 def _shown(value: float, axis: Axis) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline.core.command import Task
-from pipeline.core.stage import RunOptions
+from pipeline.core.options import RunOptions
 
 
 def _arguments(made: argparse.ArgumentParser) -> None:

@@ -5,11 +5,14 @@ https://docs.mlcommons.org/croissant/docs/croissant-spec.html
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.core import paths
 from pipeline.core.contracts import SHARDS
 from pipeline.report.figures import Run
 
@@ -25,6 +28,7 @@ CONTEXT: dict[str, Any] = {
     "dataCollection": "cr:dataCollection",
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
@@ -46,6 +50,7 @@ CONTEXT: dict[str, Any] = {
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",
@@ -56,6 +61,9 @@ LICENSE = (
     "Unknown. Images and texts belong to whoever published them on the web; their licences were not recorded. "
     "The run's own tables add no rights to them."
 )
+# Hashing more than this would take longer than the rest of the report.
+MAX_HASHED_BYTES = 2 << 30
+IMAGES = "image-files"
 CITATION = (
     "@inproceedings{radford2021clip, title={Learning Transferable Visual Models From Natural Language Supervision}, "
     "author={Radford, Alec and Kim, Jong Wook and Hallacy, Chris and Ramesh, Aditya and Goh, Gabriel and "
@@ -87,6 +95,8 @@ def card(run: Run) -> str:
     made = run.stages.get("shards")
     stages = list(run.stages.values())
     last = made or (stages[-1] if stages else None)
+    tars = _tars(paths.list_files(run.part("shards"), suffixes=(".tar",))) if made else []
+    listed = any(file["@id"] == IMAGES for file in tars)
     count = f"{made.rows:,} image-text pairs" if made else "no fetched image-text pairs yet"
     values: dict[str, Any] = {
         "@context": CONTEXT,
@@ -100,12 +110,12 @@ def card(run: Run) -> str:
         ),
         "license": LICENSE,
         "citeAs": CITATION,
-        "creator": {"@type": "sc:Organization", "name": "whoever ran webimagetext"},
-        "url": "https://arxiv.org/abs/2103.00020",
+        "creator": {"@type": "sc:Organization", "name": "unknown: whoever ran webimagetext"},
+        "url": "report.html",
         "keywords": ["image-text pairs", "WebImageText", "CLIP"],
         "isLiveDataset": False,
-        "distribution": _files() if made else [],
-        "recordSet": [_pairs(), _images()] if made else [],
+        "distribution": [_tables(), *tars] if made else [],
+        "recordSet": [_pairs(), *([_images()] if listed else [])] if made else [],
     }
     if last is not None:
         # Words of the semantic-versioning kind are what the format asks for; the date tells runs apart.
@@ -119,31 +129,60 @@ def _semantic(version: str) -> str:
     return ".".join([*parts, "0", "0", "0"][:3])
 
 
-def _files() -> list[dict[str, Any]]:
-    return [
+def _tables() -> dict[str, Any]:
+    return {
+        "@type": "cr:FileSet",
+        "@id": "shard-tables",
+        "description": "One Parquet table per shard, one row per pair that was tried.",
+        "encodingFormat": "application/x-parquet",
+        "includes": "shards/*.parquet",
+    }
+
+
+def _tars(tars: Sequence[str]) -> list[dict[str, Any]]:
+    """The tars: one by one with their hashes where reading them all is quick, else as a set."""
+    told = "One tar per shard with {key}.jpg, {key}.txt and {key}.json of each fetched pair."
+    if sum(map(paths.size, tars)) > MAX_HASHED_BYTES:
+        return [
+            {
+                "@type": "cr:FileSet",
+                "@id": "shard-tars",
+                "description": told,
+                "encodingFormat": "application/x-tar",
+                "includes": "shards/*.tar",
+            }
+        ]
+    names = [file.rpartition("/")[2] for file in tars]
+    listed: list[dict[str, Any]] = [
         {
-            "@type": "cr:FileSet",
-            "@id": "shard-tables",
-            "description": "One Parquet table per shard, one row per pair that was tried.",
-            "encodingFormat": "application/x-parquet",
-            "includes": "shards/*.parquet",
-        },
-        {
-            "@type": "cr:FileSet",
-            "@id": "shard-tars",
-            "description": "One tar per shard with {key}.jpg, {key}.txt and {key}.json of each fetched pair.",
+            "@type": "cr:FileObject",
+            "@id": name,
+            "name": name,
+            "description": told,
+            "contentUrl": f"shards/{name}",
+            "contentSize": f"{paths.size(file)} B",
             "encodingFormat": "application/x-tar",
-            "includes": "shards/*.tar",
-        },
-        {
-            "@type": "cr:FileSet",
-            "@id": "image-files",
-            "description": "The images inside the tars.",
-            "containedIn": {"@id": "shard-tars"},
-            "encodingFormat": "image/jpeg",
-            "includes": "*.jpg",
-        },
+            "sha256": _sha256(file),
+        }
+        for name, file in zip(names, tars, strict=True)
     ]
+    images = {
+        "@type": "cr:FileSet",
+        "@id": IMAGES,
+        "description": "The images inside the tars.",
+        "containedIn": [{"@id": name} for name in names],
+        "encodingFormat": "image/jpeg",
+        "includes": "*.jpg",
+    }
+    return [*listed, images] if listed else []
+
+
+def _sha256(file: str) -> str:
+    digest = hashlib.sha256()
+    with paths.open_input(file, decompress=False) as opened:
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _pairs() -> dict[str, Any]:
@@ -178,7 +217,7 @@ def _field(field: pa.Field) -> dict[str, Any]:
 
 
 def _images() -> dict[str, Any]:
-    files = {"fileSet": {"@id": "image-files"}}
+    files = {"fileSet": {"@id": IMAGES}}
     return {
         "@type": "cr:RecordSet",
         "@id": "images",
@@ -196,7 +235,6 @@ def _images() -> dict[str, Any]:
                     "extract": {"fileProperty": "filename"},
                     "transform": {"regex": r"^(?:.*/)?(\d+)\.jpg$"},
                 },
-                "references": {"field": {"@id": "pairs/key"}},
             },
             {
                 "@type": "cr:Field",

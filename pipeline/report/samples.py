@@ -176,6 +176,7 @@ def leaks(run: Run, *, count: int = 24) -> Leaks:
 
     Of more than ``count``, the shown ones are spread evenly from the most similar to the one that only just counts.
     """
+    run.part("neighbours")
     limits = thresholds(run)
     if not limits:
         raise AbsentError("without an overlap report there is no threshold to call a picture a leak")

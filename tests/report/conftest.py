@@ -24,7 +24,8 @@ from pipeline.core.contracts import (
     SHARDS,
     pair_id,
 )
-from pipeline.core.stage import RunOptions, StageResult, run_stage
+from pipeline.core.options import RunOptions
+from pipeline.core.stage import StageResult, run_stage
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>",
