@@ -175,7 +175,7 @@ def with_article(label: str) -> str:
     for word in (" with ", " of ", " in ", " and ", " on ", " without "):
         head = head.split(word)[0]
     last = head.split()[-1].lower()
-    if last in MASS_NOUNS or (last.endswith("s") and not last.endswith(("ss", "us", "is"))):
+    if last in MASS_NOUNS or (last.endswith("s") and not last.endswith(("ss", "us", "is", "os"))):
         return label
     first = label.split()[0].lower()
     silent = first.startswith(("hour", "atm", "ng", "sos")) or label.split()[0] == "X-ray"

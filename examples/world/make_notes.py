@@ -54,6 +54,8 @@ lines of path prefix, header name and value, divided by tabs: headers that the s
 
 ## What was planted
 - About 5% of Noto's drawings stand on pages after all, altered as reposts are (`truth/leaks.tsv`).
+- Nobody planted them, but some drawings are alike by nature: two designers' plain circles, or two of Noto's
+  clock faces, one of which leaked. `truth/lookalikes.tsv` lists them, so that a check can leave them aside.
 - About a quarter of the img tags say nothing useful: decorative or empty alts, file names, camera settings,
   one caption repeated over and over, other languages (`truth/tags.tsv` counts them).
 - Missing pictures, addresses that a careful fetcher refuses, half and empty and disguised files, and a

@@ -19,6 +19,7 @@ from captions import (
     good_caption,
     good_title,
 )
+from lookalikes import LOOKALIKE_COLUMNS, find_lookalikes
 from make_files import (
     TRACKER,
     ExtraFile,
@@ -361,10 +362,12 @@ def make_web(packages: Packages, out: Path, concepts: list[Concept]) -> None:
         place(sites[leak.site].normal, [replace(shot, alt=alt, title=None, caption=leak.concept.label)], rng)
     for site in sites.values():
         site.write(out, leaks)
-    write_truth(out, list(sites.values()), leaks)
+    write_truth(out, list(sites.values()), leaks, pictures)
 
 
-def write_truth(out: Path, sites: list[Site], leaks: list[Leak]) -> None:
+def write_truth(
+    out: Path, sites: list[Site], leaks: list[Leak], pictures: Mapping[str, Mapping[str, bytes]]
+) -> None:
     """truth/: what was planted, for checks alone."""
     truth = out / "truth"
     write_tsv(
@@ -372,6 +375,8 @@ def write_truth(out: Path, sites: list[Site], leaks: list[Leak]) -> None:
         ("eval_id", "site", "path", "edits"),
         sorted((f"{k.concept.hexcode}/{k.concept.hexcode}.webp", k.site, k.path, k.edits) for k in leaks),
     )
+    leaked = {leak.concept.hexcode for leak in leaks}
+    write_tsv(truth / "lookalikes.tsv", LOOKALIKE_COLUMNS, find_lookalikes(pictures, leaked))
     rows = [row for site in sites for row in site.trouble()]
     write_tsv(truth / "broken.tsv", ("site", "page", "url", "reason"), sorted(set(rows)))
     kept = [(site.name, f.path, f.what, "yes" if f.usable else "no") for site in sites for f in site.files]
