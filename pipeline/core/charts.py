@@ -37,6 +37,8 @@ STYLE = """
 COLOURS = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)")
 DASHES = ("", "7 4", "2 4", "10 3 2 3")
 WIDTH = 430
+# Below this a value has no room for the margins of a logarithmic axis.
+SMALLEST = 1e-300
 _RIGHT, _TOP, _BOTTOM = 16, 14, 44
 
 
@@ -345,7 +347,8 @@ class _Scale:
 
     def share(self, value: float) -> float:
         if self.axis.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
+            bottom = math.log(self.low)
+            return (math.log(value) - bottom) / (math.log(self.high) - bottom)
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self, count: int) -> list[float]:
@@ -403,7 +406,7 @@ def _apart(low: float, high: float) -> bool:
 
 
 def _shown(value: float, axis: Axis) -> bool:
-    return math.isfinite(value) and (value > 0 or not axis.log)
+    return math.isfinite(value) and (value > SMALLEST or not axis.log)
 
 
 def _across(frame: _Frame, marker: Marker) -> str:

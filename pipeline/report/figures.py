@@ -30,6 +30,10 @@ FOLDERS = (
 FUNNEL = ("candidates", "pairs", "shards", "checkpoint")
 MAX_HOSTS = 100_000
 CURVE_POINTS = 300
+OVERLAP_NUMBERS = (
+    "contamination", "acc_all", "acc_clean", "acc_overlap", "ci_low", "ci_high", "all_minus_clean", "p_value",
+    "threshold",
+)  # fmt: skip
 MAX_NOTE_CHARS = 4_000
 
 
@@ -410,9 +414,20 @@ def overlaps(run: Run) -> list[dict[str, Any]]:
     listed = values.get("datasets", values) if isinstance(values, dict) else values
     if isinstance(listed, dict):
         listed = [{"dataset": name, **row} for name, row in listed.items() if isinstance(row, dict)]
-    if not isinstance(listed, list) or not all(isinstance(r, dict) and "n_all" in r for r in listed):
+    if not isinstance(listed, list) or not all(map(_is_overlap, listed)):
         raise InputError("not an overlap report", where="overlaps/overlap.json")
-    return [{**row, "dataset": str(row.get("dataset", row.get("eval_dataset", "")))} for row in listed]
+    shared = {"confidence": values.get("confidence", 0.995) if isinstance(values, dict) else 0.995}
+    return [
+        {**shared, **row, "dataset": str(row.get("dataset", row.get("eval_dataset", "")))} for row in listed
+    ]
+
+
+def _is_overlap(row: Any) -> bool:
+    if not isinstance(row, dict) or not all(
+        isinstance(row.get(name), int) for name in ("n_all", "n_overlap")
+    ):
+        return False
+    return all(row.get(name) is None or isinstance(row[name], int | float) for name in OVERLAP_NUMBERS)
 
 
 def thresholds(run: Run) -> dict[str, float]:

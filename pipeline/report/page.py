@@ -52,7 +52,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Run], str]], ...] = (
     (
         "overlap", "Did the leaks help?",
         ("All: every picture. Overlap: those found in the training set. Clean: the rest. One-tailed binomial test of "
-        "Overlap's accuracy against Clean's, with a 99.5% Clopper-Pearson interval."),
+        "Overlap's accuracy against Clean's, with a Clopper-Pearson interval on Overlap."),
         result_sections.overlap,
     ),
     (

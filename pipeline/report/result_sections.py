@@ -194,18 +194,8 @@ def _prediction(one: Prediction) -> str:
 def overlap(run: Run) -> str:
     """All, Clean and Overlap accuracies, their statistics, and what they mean in words."""
     found = figures.overlaps(run)
-    heads = [
-        "data set",
-        "pictures",
-        "overlap",
-        "All",
-        "Clean",
-        "Overlap",
-        "99.5% interval",
-        "All − Clean",
-        "p",
-        "threshold",
-    ]
+    heads = ["data set", "pictures", "overlap", "All", "Clean", "Overlap", "its interval", "All − Clean", "p", "threshold"]
+    confidence = charts.percent(found[0]["confidence"]) if found else ""
     rows = [_overlap_row(row) for row in found]
     intervals = [
         Interval(
@@ -222,7 +212,7 @@ def overlap(run: Run) -> str:
         intervals,
         title="Accuracy on Overlap against Clean",
         x=Axis(label="accuracy", percent=True, low=0),
-        value_name="Overlap with its 99.5% interval",
+        value_name=f"Overlap with its {confidence} interval",
         reference_name="Clean",
     )
     told = "".join(f"<p>{_overlap_reading(row)}</p>" for row in found)
@@ -256,6 +246,8 @@ def _overlap_reading(row: Mapping[str, Any]) -> str:
     name, gain = f"<b>{shown(row['dataset'], 60)}</b>", row.get("all_minus_clean")
     if not row.get("n_overlap"):
         return f"{name}: no evaluation picture was found in the training set."
+    if row.get("acc_all") is None:
+        return f"{name}: {row['n_overlap']:,} of {row['n_all']:,} pictures were also in the training set."
     if gain is None:
         return (
             f"{name}: every picture was found in the training set, so nothing clean is left to compare with."

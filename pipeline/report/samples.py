@@ -236,6 +236,19 @@ def evaluation_picture(run: Run, dataset: str, eval_id: str) -> str | None:
     return None
 
 
+def class_names(run: Run, dataset: str) -> dict[str, str]:
+    """Names of an evaluation set's classes by folder, where the evaluation was given a file of them."""
+    made = run.stages.get(f"scores/{dataset}")
+    file = made.config.get("class_names") if made else None
+    try:
+        if not isinstance(file, str) or not paths.exists(file) or paths.size(file) > MAX_PICTURE_BYTES:
+            return {}
+        lines = paths.read_bytes(file).decode(errors="replace").splitlines()
+    except (InputError, OSError):
+        return {}
+    return {code: name for code, tab, name in (line.partition("\t") for line in lines) if tab}
+
+
 def sample_predictions(run: Run, dataset: str, *, count: int = 24) -> list[Prediction]:
     """Predictions drawn by lot, right ones first.
 
@@ -247,6 +260,7 @@ def sample_predictions(run: Run, dataset: str, *, count: int = 24) -> list[Predi
     if not set(columns) <= set(stored):
         raise AbsentError("the predictions carry no labels")
     columns += ["rank"] if "rank" in stored else []
+    names = class_names(run, dataset)
     drawn: list[dict[str, Any]] = []
     for batch in tables.read_batches(files, columns=columns):
         drawn = heapq.nsmallest(
@@ -256,8 +270,8 @@ def sample_predictions(run: Run, dataset: str, *, count: int = 24) -> list[Predi
         Prediction(
             eval_id=row["eval_id"],
             correct=row["correct"],
-            truth=str(row["label"]),
-            predicted=str(row["predicted"]),
+            truth=names.get(row["label"], str(row["label"])),
+            predicted=names.get(row["predicted"], str(row["predicted"])),
             rank=row.get("rank"),
             picture=evaluation_picture(run, dataset, row["eval_id"]),
         )

@@ -148,10 +148,10 @@ def test_a_single_number_for_chance_is_top1s(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"datasets": {"x": {"n_all": 3, "threshold": 0.8}}},
-        {"x": {"n_all": 3, "threshold": 0.8}},
-        [{"dataset": "x", "n_all": 3, "threshold": 0.8}],
-        {"datasets": [{"eval_dataset": "x", "n_all": 3, "threshold": 0.8}]},
+        {"datasets": {"x": {"n_all": 3, "n_overlap": 1, "threshold": 0.8}}},
+        {"x": {"n_all": 3, "n_overlap": 1, "threshold": 0.8}},
+        [{"dataset": "x", "n_all": 3, "n_overlap": 1, "threshold": 0.8}],
+        {"datasets": [{"eval_dataset": "x", "n_all": 3, "n_overlap": 1, "threshold": 0.8}]},
     ],
 )
 def test_overlap_reports_of_any_shape(tmp_path: Path, values: object) -> None:
@@ -190,3 +190,13 @@ def test_rare_hosts_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.M
     hosts: Counter[str] = figures.texts(open_run(str(tmp_path))).hosts
     assert hosts["big.test"] == 20
     assert len(hosts) <= 10
+
+
+@pytest.mark.parametrize(
+    "row", [{}, {"n_all": 3}, {"n_all": "3", "n_overlap": 1}, {"n_all": 3, "n_overlap": 1, "p_value": "x"}]
+)
+def test_bad_overlap_reports_are_refused(tmp_path: Path, row: object) -> None:
+    fakes.fake_folder(str(tmp_path / "overlaps"), PAIRS, 1)
+    (tmp_path / "overlaps" / "overlap.json").write_text(json.dumps({"datasets": [row]}))
+    with pytest.raises(InputError, match="not an overlap report"):
+        figures.overlaps(open_run(str(tmp_path)))

@@ -223,3 +223,29 @@ def test_the_command_s_module_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"n_overlap": 0}, "no evaluation picture was found in the training set"),
+        (
+            {"acc_all": None, "acc_clean": None, "acc_overlap": None},
+            "30 of 80 pictures were also in the training set.",
+        ),
+        ({"all_minus_clean": None, "acc_clean": None}, "nothing clean is left"),
+        ({"significant": False, "p_value": 0.4}, "not better than Clean beyond chance (p = 0.4)"),
+        ({"significant_bonferroni": True}, "also after correction"),
+    ],
+)
+def test_overlap_in_plain_words(
+    run_folder: Path, tmp_path: Path, change: dict[str, object], told: str
+) -> None:
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    file = run / "overlaps" / "overlap.json"
+    report = json.loads(file.read_text())
+    report["datasets"]["noto"].update(change)
+    file.write_text(json.dumps(report))
+    page = Path(write_report(str(run))).read_text("utf-8")
+    assert told in page.replace('<bdi dir="auto">', "")
+    assert "could not be read" not in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -136,3 +137,16 @@ def test_shards_are_spread_evenly() -> None:
     files = [f"{i:05d}" for i in range(100)]
     assert samples.spread(files, 4) == ["00000", "00025", "00050", "00075"]
     assert samples.spread(files[:3], 4) == files[:3]
+
+
+def test_class_names_stand_in_for_folders(own_run: Path, tmp_path: Path) -> None:
+    names = tmp_path / "names.tsv"
+    names.write_text("folder\tclass_name\nred circle & co\tA RED CIRCLE\n")
+    file = own_run / "scores" / "noto" / "manifest.json"
+    made = json.loads(file.read_text())
+    made["config"]["class_names"] = str(names)
+    file.write_text(json.dumps(made))
+    run = open_run(str(own_run))
+    assert {p.predicted for p in samples.sample_predictions(run, "noto")} == {"A RED CIRCLE"}
+    names.unlink()
+    assert {p.predicted for p in samples.sample_predictions(run, "noto")} == {"red circle & co"}
