@@ -9,8 +9,15 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from pipeline.core.scales import Axis, Scale, bin_counts, has_place, number, percent
+
+__all__ = [
+    "STYLE", "Axis", "Interval", "Marker", "Series", "bar_chart", "figure", "histogram", "interval_chart", "line_chart",
+    "number", "percent",
+]  # fmt: skip
 
 STYLE = """
 :root { --ink: #1b1f24; --muted: #5b6470; --line: #dfe3e8; --panel: #ffffff;
@@ -37,28 +44,7 @@ STYLE = """
 COLOURS = ("var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)")
 DASHES = ("", "7 4", "2 4", "10 3 2 3")
 WIDTH = 430
-# Below this a value has no room for the margins of a logarithmic axis.
-SMALLEST = 1e-300
 _RIGHT, _TOP, _BOTTOM = 16, 14, 44
-
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """An axis: its label, its scale and, if the data should not set them, its ends.
-
-    Attributes:
-        label: What is shown, with its unit.
-        log: Logarithmic; values that are not positive are left out.
-        percent: Ticks are fractions shown as percent.
-        low: Lower end.
-        high: Upper end.
-    """
-
-    label: str
-    log: bool = False
-    percent: bool = False
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,41 +75,6 @@ class Interval:
     reference: float | None = None
 
 
-def number(value: float) -> str:
-    """A short label: ``1,200``, ``20k``, ``1.5M``, ``0.05``."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if unit == 'k' else size):.4g}{unit}"
-    if value == int(value):
-        return f"{int(value):,}"
-    return f"{value:.3g}"
-
-
-def percent(value: float) -> str:
-    """A fraction as percent, without digits that say nothing: ``14%``, ``2.5%``, ``0.07%``."""
-    return f"{value * 100:.3g}%"
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) within two ends."""
-    if not _apart(low, high):
-        return [low]
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next((s * power for s in (1, 2, 5) if s * power >= raw), 10 * power)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
-
-
-def log_ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Powers of ten within two positive ends; also 2 and 5 times them where there would be few."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    steps = (1,) if last - first > 2 else (1, 2, 5)
-    stride = max(1, math.ceil((last - first) / count))
-    every = [s * 10.0**p for p in range(first, last + 1, stride) for s in steps]
-    return [t for t in every if low * (1 - 1e-9) <= t <= high * (1 + 1e-9)] or [low]
-
-
 def line_chart(
     series: Sequence[Series],
     *,
@@ -145,16 +96,16 @@ def line_chart(
         down: Vertical marks.
         height: Height for a width of :data:`WIDTH`.
     """
-    kept = [(s, [p for p in s.points if _shown(p[0], x) and _shown(p[1], y)]) for s in series]
+    kept = [(s, [p for p in s.points if has_place(p[0], x) and has_place(p[1], y)]) for s in series]
     every = [p for _, points in kept for p in points]
     if not every:
         return figure(title, "<p>no data</p>")
-    x_scale = _Scale.over([*(p[0] for p in every), *(m.value for m in down if _shown(m.value, x))], x)
-    y_scale = _Scale.over([*(p[1] for p in every), *(m.value for m in across if _shown(m.value, y))], y)
+    x_scale = Scale.over([*(p[0] for p in every), *(m.value for m in down if has_place(m.value, x))], x)
+    y_scale = Scale.over([*(p[1] for p in every), *(m.value for m in across if has_place(m.value, y))], y)
     frame = _Frame(x_scale, y_scale, height)
     drawn = [frame.grid()]
-    drawn += [_across(frame, m) for m in across if _shown(m.value, y)]
-    drawn += [_down(frame, m) for m in down if _shown(m.value, x)]
+    drawn += [_across(frame, m) for m in across if has_place(m.value, y)]
+    drawn += [_down(frame, m) for m in down if has_place(m.value, x)]
     legend, colour = [], 0
     for one, points in kept:
         style = f'style="stroke:{COLOURS[colour % 4]}"'
@@ -203,7 +154,7 @@ def histogram(
     edges, counts = bin_counts(finite, low, high, bins)
     axis = Axis(label=x.label, percent=x.percent, low=edges[0], high=edges[-1])
     frame = _Frame(
-        _Scale.over([m.value for m in markers], axis), _Scale.over(counts, Axis(label=y_label, low=0)), height
+        Scale.over([m.value for m in markers], axis), Scale.over(counts, Axis(label=y_label, low=0)), height
     )
     drawn = [frame.grid()]
     for left, right, count in zip(edges, edges[1:], counts, strict=False):
@@ -216,22 +167,6 @@ def histogram(
             )
     drawn += [_down(frame, m) for m in markers if edges[0] <= m.value <= edges[-1]]
     return figure(title, _svg(WIDTH, height, drawn, title))
-
-
-def bin_counts(
-    counted: Mapping[float, int], low: float, high: float, bins: int
-) -> tuple[list[float], list[int]]:
-    """Edges at round numbers and how many values lie in each bin; values beyond an end count in the end's bin."""
-    if not _apart(low, high):
-        low, high = low - 0.5, low + 0.5
-    marks = ticks(low, high, bins)
-    step = marks[1] - marks[0] if len(marks) > 1 else high - low
-    first = math.floor(low / step + 1e-9)
-    count = max(1, math.ceil(high / step - 1e-9) - first)
-    counts = [0] * count
-    for value, times in counted.items():
-        counts[min(max(math.floor(value / step + 1e-9) - first, 0), count - 1)] += times
-    return [round((first + i) * step, 12) for i in range(count + 1)], counts
 
 
 def bar_chart(
@@ -298,7 +233,7 @@ def interval_chart(
     row = 34
     height = _TOP + row * len(rows) + _BOTTOM
     ends = [v for r in rows for v in (r.low, r.high, r.value)] + references
-    frame = _Frame(_Scale.over(ends, x), _Scale(0, 1, Axis(label="")), height, left=left)
+    frame = _Frame(Scale.over(ends, x), Scale(0, 1, Axis(label="")), height, left=left)
     drawn = [frame.vertical_grid()]
     for i, one in enumerate(rows):
         y = _TOP + row * (i + 0.5)
@@ -329,41 +264,11 @@ def figure(title: str, body: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Scale:
-    low: float
-    high: float
-    axis: Axis
-
-    @classmethod
-    def over(cls, values: Sequence[float], axis: Axis) -> _Scale:
-        ends = [v for v in values if _shown(v, axis)]
-        ends += [v for v in (axis.low, axis.high) if v is not None]
-        low, high = (min(ends), max(ends)) if ends else (0.0, 1.0)
-        if axis.log:
-            return cls(low / 1.15, high * 1.15, axis) if high > low else cls(low / 2, high * 2, axis)
-        room = (high - low) * 0.05 if _apart(low, high) else max(abs(high) * 0.1, 1e-3)
-        below = low if axis.low is not None else low - room
-        return cls(below, high if axis.high is not None else high + room, axis)
-
-    def share(self, value: float) -> float:
-        if self.axis.log:
-            bottom = math.log(self.low)
-            return (math.log(value) - bottom) / (math.log(self.high) - bottom)
-        return (value - self.low) / (self.high - self.low)
-
-    def ticks(self, count: int) -> list[float]:
-        return (log_ticks if self.axis.log else ticks)(self.low, self.high, count)
-
-    def label(self) -> Callable[[float], str]:
-        return percent if self.axis.percent else number
-
-
-@dataclass(frozen=True)
 class _Frame:
     """Where the data lie on the canvas."""
 
-    x_scale: _Scale
-    y_scale: _Scale
+    x_scale: Scale
+    y_scale: Scale
     height: int
     left: float = 62
 
@@ -398,15 +303,6 @@ class _Frame:
         middle = (self.left + WIDTH - _RIGHT) / 2
         label = html.escape(self.x_scale.axis.label)
         return "".join(drawn) + f'<text x="{middle}" y="{bottom + 35}" text-anchor="middle">{label}</text>'
-
-
-def _apart(low: float, high: float) -> bool:
-    """Whether two ends differ by more than rounding, so that a scale can lie between them."""
-    return high - low > max(1e-9, 1e-9 * max(abs(low), abs(high)))
-
-
-def _shown(value: float, axis: Axis) -> bool:
-    return math.isfinite(value) and (value > SMALLEST or not axis.log)
 
 
 def _across(frame: _Frame, marker: Marker) -> str:

@@ -8,7 +8,7 @@ from importlib import resources
 
 from pipeline.core import charts, paths
 from pipeline.core.errors import InputError
-from pipeline.report import croissant, data_sections, figures, result_sections
+from pipeline.report import croissant, data_sections, figures, result_sections, results
 from pipeline.report.figures import AbsentError, Run
 from pipeline.report.markup import shown
 
@@ -140,7 +140,7 @@ def _tiles(run: Run) -> str:
         if part in run.stages:
             tiles.append((f"{run.stages[part].rows:,}", name, more or _matched(run)))
     try:
-        for score in figures.scores(run)[:2]:
+        for score in results.scores(run)[:2]:
             top1, chance = score.metrics.get("top1"), score.chance.get("top1")
             if top1 is not None:
                 against = f"{top1 / chance:,.0f}× chance ({charts.percent(chance)})" if chance else score.task
@@ -148,7 +148,7 @@ def _tiles(run: Run) -> str:
     except InputError:
         pass
     try:
-        for row in figures.overlaps(run)[:2]:
+        for row in results.overlaps(run)[:2]:
             share = f"{charts.percent(row.get('contamination') or 0)} of {row['dataset']}"
             tiles.append((f"{row.get('n_overlap', 0):,}", "leaks found", share))
     except InputError:

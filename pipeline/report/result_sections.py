@@ -14,9 +14,10 @@ from pipeline.core.charts import Axis, Interval, Marker, Series
 from pipeline.core.errors import InputError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import duration
-from pipeline.report import figures, samples
-from pipeline.report.figures import AbsentError, Run, Score
+from pipeline.report import results, samples
+from pipeline.report.figures import AbsentError, Run
 from pipeline.report.markup import panels, picture, plural, shown, table
+from pipeline.report.results import Score
 from pipeline.report.samples import Leak, Prediction
 
 METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
@@ -26,7 +27,7 @@ def leaks(run: Run) -> str:
     """The leaks found, pair by pair, and how far they stand out among all nearest neighbours."""
     found = samples.leaks(run)
     drawn = []
-    for dataset, counted in figures.similarities(run).items():
+    for dataset, counted in results.similarities(run).items():
         limit = found.thresholds.get(dataset)
         chart = charts.histogram(
             counted,
@@ -63,7 +64,7 @@ def _truth(run: Run) -> str:
     file = paths.join(run.folder, "leak-check.json")
     if not paths.exists(file):
         return ""
-    values = figures.read_json(file)
+    values = results.read_json(file)
     try:
         return (
             f" Held against the known truth: <b>{values['found']:,} of {values['planted']:,}</b> planted leaks found "
@@ -75,16 +76,16 @@ def _truth(run: Run) -> str:
 
 def training(run: Run) -> str:
     """Loss and logit scale over the steps, of the model and of the near-duplicate detector."""
-    drawn = _model_curves(figures.curves(run, "checkpoint"))
+    drawn = _model_curves(results.curves(run, "checkpoint"))
     with contextlib.suppress(AbsentError):
-        drawn += _detector_curves(figures.curves(run, "detector"))
+        drawn += _detector_curves(results.curves(run, "detector"))
     return panels(drawn)
 
 
 def _curve(points: Sequence[tuple[float, float]], title: str, y: Axis) -> str:
     series = [
-        Series(name="", points=figures.thinned(points), faint=True),
-        Series(name=y.label, points=figures.thinned(figures.smoothed(points))),
+        Series(name="", points=results.thinned(points), faint=True),
+        Series(name=y.label, points=results.thinned(results.smoothed(points))),
     ]
     return charts.line_chart(series, title=title, x=Axis(label="step"), y=y, height=230)
 
@@ -110,7 +111,7 @@ def _detector_curves(found: Mapping[str, Sequence[tuple[float, float]]]) -> list
 
 def zero_shot(run: Run) -> str:
     """Scores with their intervals against chance, and a sample of predictions."""
-    found = figures.scores(run)
+    found = results.scores(run)
     rows = [
         _interval(score, metric) for score in found for metric in score.metrics if metric in score.intervals
     ]
@@ -193,8 +194,17 @@ def _prediction(one: Prediction) -> str:
 
 def overlap(run: Run) -> str:
     """All, Clean and Overlap accuracies, their statistics, and what they mean in words."""
-    found = figures.overlaps(run)
-    heads = ["data set", "pictures", "overlap", "All", "Clean", "Overlap", "its interval", "All − Clean", "p", "threshold"]
+    found = results.overlaps(run)
+    heads = [
+        "data set",
+        "pictures",
+        "overlap",
+        *("All", "Clean", "Overlap"),
+        "its interval",
+        "All − Clean",
+        "p",
+    ]
+    heads.append("threshold")
     confidence = charts.percent(found[0]["confidence"]) if found else ""
     rows = [_overlap_row(row) for row in found]
     intervals = [

@@ -18,7 +18,8 @@ from PIL import Image
 from pipeline.core import paths, tables, tars
 from pipeline.core.contracts import NEIGHBOURS, PREDICTIONS
 from pipeline.core.errors import InputError
-from pipeline.report.figures import AbsentError, Run, query_names, shard_files, thresholds
+from pipeline.report.figures import AbsentError, Run, query_names, shard_files
+from pipeline.report.results import thresholds
 
 # A sample is drawn from at most so many shards, evenly spread: a run of thousands need not be read whole.
 MAX_SHARDS = 16
@@ -246,7 +247,7 @@ def class_names(run: Run, dataset: str) -> dict[str, str]:
         lines = paths.read_bytes(file).decode(errors="replace").splitlines()
     except (InputError, OSError):
         return {}
-    return {code: name for code, tab, name in (line.partition("\t") for line in lines) if tab}
+    return {cells[0]: cells[1] for cells in (line.split("\t") for line in lines) if len(cells) > 1}
 
 
 def sample_predictions(run: Run, dataset: str, *, count: int = 24) -> list[Prediction]:

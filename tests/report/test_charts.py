@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core import charts
+from pipeline.core import charts, scales
 from pipeline.core.charts import Axis, Interval, Marker, Series
 
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' ]]>"
@@ -49,16 +49,16 @@ def test_percent_keeps_three_digits(value: float, told: str) -> None:
 
 
 def test_ticks_are_round() -> None:
-    assert charts.ticks(0, 10) == [0, 2, 4, 6, 8, 10]
-    assert charts.ticks(0.13, 0.91) == [0.2, 0.4, 0.6, 0.8]
-    assert charts.log_ticks(1, 20_000) == [1, 10, 100, 1000, 10_000]
-    assert charts.log_ticks(3, 40) == [5, 10, 20]
+    assert scales.ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert scales.ticks(0.13, 0.91) == [0.2, 0.4, 0.6, 0.8]
+    assert scales.log_ticks(1, 20_000) == [1, 10, 100, 1000, 10_000]
+    assert scales.log_ticks(3, 40) == [5, 10, 20]
 
 
 @given(FINITE, st.floats(1e-6, 1e9), st.integers(2, 12))
 def test_ticks_lie_within_their_ends(low: float, width: float, count: int) -> None:
     high = low + width
-    found = charts.ticks(low, high, count)
+    found = scales.ticks(low, high, count)
     slack = 1e-6 * max(1.0, abs(low), abs(high))
     assert all(low - slack <= t <= high + slack for t in found)
     assert len(found) <= count + 1
@@ -67,14 +67,14 @@ def test_ticks_lie_within_their_ends(low: float, width: float, count: int) -> No
 
 @given(st.dictionaries(st.floats(-1e6, 1e6), st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 40))
 def test_every_value_is_in_one_bin(counted: dict[float, int], bins: int) -> None:
-    edges, counts = charts.bin_counts(counted, min(counted), max(counted), bins)
+    edges, counts = scales.bin_counts(counted, min(counted), max(counted), bins)
     assert sum(counts) == sum(counted.values())
     assert len(edges) == len(counts) + 1
     assert edges == sorted(edges)
 
 
 def test_values_beyond_the_ends_count_in_the_last_bins() -> None:
-    edges, counts = charts.bin_counts({-5: 2, 5: 1, 99: 3}, 0, 10, 5)
+    edges, counts = scales.bin_counts({-5: 2, 5: 1, 99: 3}, 0, 10, 5)
     assert edges == [0, 2, 4, 6, 8, 10]
     assert counts == [2, 0, 1, 0, 3]
 

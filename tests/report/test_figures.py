@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.core import fakes
 from pipeline.core.contracts import NEIGHBOURS, PAIRS
 from pipeline.core.errors import ContractError, InputError
-from pipeline.report import figures
+from pipeline.report import figures, results
 from pipeline.report.figures import AbsentError, open_run
 
 
@@ -79,7 +79,7 @@ def test_quantile(counted: dict[float, int], share: float) -> None:
 
 
 def test_similarities_take_the_nearest_only(run_folder: Path) -> None:
-    found = figures.similarities(open_run(str(run_folder)))
+    found = results.similarities(open_run(str(run_folder)))
     assert sum(found["noto"].values()) == 80
 
 
@@ -91,26 +91,26 @@ def test_a_repeated_step_counts_once_and_events_do_not(tmp_path: Path) -> None:
         {"event": "end"},
     ]
     run = with_metrics(tmp_path, "\n".join(map(json.dumps, lines)))
-    assert figures.curves(run, "checkpoint") == {"loss": [(1.0, 4.0), (2.0, 2.0)]}
+    assert results.curves(run, "checkpoint") == {"loss": [(1.0, 4.0), (2.0, 2.0)]}
 
 
 @pytest.mark.parametrize("line", ['{"step": 1, "lo', "[]x", '{"step": "one"}', "3"])
 def test_damaged_metrics_name_their_line(tmp_path: Path, line: str) -> None:
     run = with_metrics(tmp_path, '{"step": 1, "loss": 1}\n' + line)
     with pytest.raises(InputError, match="line 2 is not a row of metrics"):
-        figures.curves(run, "checkpoint")
+        results.curves(run, "checkpoint")
 
 
 def test_curves_are_thinned_and_smoothed() -> None:
     points = [(float(i), float(i % 2)) for i in range(5000)]
-    kept = figures.thinned(points)
+    kept = results.thinned(points)
     assert len(kept) == figures.CURVE_POINTS
     assert (kept[0], kept[-1]) == (points[0], points[-1])
-    smooth = figures.smoothed(points)
+    smooth = results.smoothed(points)
     assert smooth[0] == points[0]
     assert all(abs(y - 0.5) < 0.01 for _, y in smooth[200:-200])
     straight = [(float(i), 2.0 * i) for i in range(100)]
-    assert figures.smoothed(straight) == [pytest.approx(p) for p in straight]
+    assert results.smoothed(straight) == [pytest.approx(p) for p in straight]
 
 
 def test_ranks_are_thinned_evenly_on_a_logarithm() -> None:
@@ -123,7 +123,7 @@ def test_ranks_are_thinned_evenly_on_a_logarithm() -> None:
 
 
 def test_scores(run_folder: Path) -> None:
-    (score,) = figures.scores(open_run(str(run_folder)))
+    (score,) = results.scores(open_run(str(run_folder)))
     assert (score.dataset, score.n, score.metrics["top1"], score.chance["top1"]) == ("noto", 80, 0.25, 1 / 32)
     assert score.intervals["top5"] == [0.48, 0.71]
 
@@ -135,14 +135,14 @@ def test_bad_scores_are_refused(tmp_path: Path, text: str) -> None:
     fakes.fake_folder(str(tmp_path / "scores" / "x"), PAIRS, 1)
     (tmp_path / "scores" / "x" / "scores.json").write_text(text)
     with pytest.raises(InputError, match=r"scores\.json"):
-        figures.scores(open_run(str(tmp_path)))
+        results.scores(open_run(str(tmp_path)))
 
 
 def test_a_single_number_for_chance_is_top1s(tmp_path: Path) -> None:
     fakes.fake_folder(str(tmp_path / "scores" / "x"), PAIRS, 1)
     values = {"dataset": "x", "task": "t", "n": 3, "metrics": {"top1": 0.5}, "chance": 0.1}
     (tmp_path / "scores" / "x" / "scores.json").write_text(json.dumps(values))
-    assert figures.scores(open_run(str(tmp_path)))[0].chance == {"top1": 0.1}
+    assert results.scores(open_run(str(tmp_path)))[0].chance == {"top1": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -158,8 +158,8 @@ def test_overlap_reports_of_any_shape(tmp_path: Path, values: object) -> None:
     fakes.fake_folder(str(tmp_path / "overlaps"), PAIRS, 1)
     (tmp_path / "overlaps" / "overlap.json").write_text(json.dumps(values))
     run = open_run(str(tmp_path))
-    assert figures.overlaps(run)[0]["dataset"] == "x"
-    assert figures.thresholds(run) == {"x": 0.8}
+    assert results.overlaps(run)[0]["dataset"] == "x"
+    assert results.thresholds(run) == {"x": 0.8}
 
 
 def test_what_is_not_there_is_absent_and_what_is_unfinished_says_so(tmp_path: Path) -> None:
@@ -199,4 +199,4 @@ def test_bad_overlap_reports_are_refused(tmp_path: Path, row: object) -> None:
     fakes.fake_folder(str(tmp_path / "overlaps"), PAIRS, 1)
     (tmp_path / "overlaps" / "overlap.json").write_text(json.dumps({"datasets": [row]}))
     with pytest.raises(InputError, match="not an overlap report"):
-        figures.overlaps(open_run(str(tmp_path)))
+        results.overlaps(open_run(str(tmp_path)))
