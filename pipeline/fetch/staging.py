@@ -1,15 +1,17 @@
 """Raw downloads between fetching and shard writing, so that a retried shard never asks the web again.
 
-``.staging/<groups>/`` holds, for each group of hosts, numbered parts (``00003-000007.bin``: bodies one after the
-other, with ``00003-000007.parquet``: one row per URL with its place in them) and, when the group is finished,
+``.staging/<groups>/`` holds, for each group of hosts, parts (``00003-1f0c22ab-000007.bin``: bodies one after the
+other, with a ``.parquet`` of that name: one row per URL with its place in them) and, when the group is finished,
 ``00003.parquet``: its pairs with what came of their URLs. Every file appears whole and an index after its bodies,
-so what a killed run leaves behind can be trusted and is not fetched again.
+so what a killed run leaves behind can be trusted and is not fetched again. The middle of a part's name is drawn
+anew for each attempt: an engine that runs a group twice at once mixes nothing up.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -57,6 +59,7 @@ class GroupStaging:
         self.folder, self.group = folder, group
         self._rows: list[dict[str, Any]] = []
         self._bodies = bytearray()
+        self._attempt = uuid.uuid4().hex[:8]
         self._part = 0
         self._since = time.monotonic()
 
@@ -75,7 +78,6 @@ class GroupStaging:
     def results(self) -> pa.Table:
         """All staged rows of the group (:data:`RESULT`), without bodies."""
         files = self._indexes()
-        self._part = 1 + int(files[-1].rsplit("-", 1)[1].split(".")[0]) if files else 0
         return tables.read_files(files).cast(RESULT) if files else RESULT.empty_table()
 
     def write(self, answers: Iterable[tuple[Target, Answer]]) -> Iterator[int]:
@@ -106,7 +108,7 @@ class GroupStaging:
             self._bodies += answer.body
 
     def _name(self) -> str:
-        return f"{self.group:05d}-{self._part:06d}"
+        return f"{self.group:05d}-{self._attempt}-{self._part:06d}"
 
     def flush(self) -> None:
         """Writes what is held as the next part: bodies first, then the index that names them."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -66,7 +68,7 @@ def test_the_order_is_fixed_for_ever() -> None:
 
 
 def test_statistics_have_img2datasets_names() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"status": "success", "error_message": None},
         {"status": "failed_to_download", "error_message": "http_4xx: 404"},
         {"status": "failed_to_download", "error_message": "http_4xx: 410"},

@@ -208,19 +208,20 @@ def test_a_killed_run_goes_on_and_ends_as_if_undisturbed(site: Site, tmp_path: P
         sys.executable, "-m", "pipeline", "fetch", "--pairs", pairs, "--out", str(tmp_path / "killed"), *FLAGS,
         "--rows-per-shard", "300",
     ]  # fmt: skip
-    staging = tmp_path / "killed/.staging/1"
-    for wait_for in (
-        lambda: len(list(staging.glob("*-*.parquet"))) >= 2,
-        lambda: (tmp_path / "killed/00000_stats.json").exists(),
-    ):
+    parts = ".staging/1/*-*.parquet"
+    for pattern, count in ((parts, 2), ("00000_stats.json", 1)):
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 60
-        while not wait_for() and time.monotonic() < until and child.poll() is None:
+        while (
+            len(list((tmp_path / "killed").glob(pattern))) < count
+            and time.monotonic() < until
+            and child.poll() is None
+        ):
             time.sleep(0.005)
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
         assert not (tmp_path / "killed/manifest.json").exists()
-    kept = list(staging.glob("*-*.parquet"))
+    kept = list((tmp_path / "killed").glob(parts))
     fetch(pairs, tmp_path / "killed", "--rows-per-shard", "300")
     assert_same(tmp_path / "calm", tmp_path / "killed")
     assert kept
