@@ -31,12 +31,12 @@ def save_model(folder: str, model: CLIP, *, name: str) -> None:
     paths.write_bytes(paths.join(folder, CONFIG), (json.dumps(values, indent=2) + "\n").encode())
 
 
-def load_model(folder: str) -> CLIP:
-    """The model of a finished checkpoint folder, on the CPU, in evaluation mode.
+def check(folder: str) -> None:
+    """Checks that a folder is a finished checkpoint.
 
     Raises:
-        InputError: The folder or a file is missing or damaged, or the folder is unfinished.
-        ContractError: The folder holds something else, or weights of another geometry.
+        InputError: The folder is missing or unfinished.
+        ContractError: The folder holds something else.
     """
     found = manifest.read(folder, made_by=MADE_BY)
     if found.contract != CONTRACT:
@@ -47,6 +47,16 @@ def load_model(folder: str) -> CLIP:
             found=found.contract,
             hint=f"make it with `{MADE_BY}`",
         )
+
+
+def load_model(folder: str) -> CLIP:
+    """The model of a finished checkpoint folder, on the CPU, in evaluation mode.
+
+    Raises:
+        InputError: The folder or a file is missing or damaged, or the folder is unfinished.
+        ContractError: The folder holds something else, or weights of another geometry.
+    """
+    check(folder)
     model = CLIP(read_config(folder))
     path = paths.join(folder, WEIGHTS)
     try:

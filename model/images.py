@@ -39,7 +39,8 @@ def decode(data: bytes, *, short_side: int) -> Image.Image:
             if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
                 raise BadImageError("the image's size is out of bounds", found=f"{width}x{height}")
             if opened.format == "JPEG":
-                opened.draft("RGB", (short_side, short_side))
+                # Twice the target leaves the resize its quality.
+                opened.draft("RGB", (2 * short_side, 2 * short_side))
             image = over_white(opened)
     except BadImageError:
         raise

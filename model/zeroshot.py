@@ -82,6 +82,7 @@ def run(config: ZeroShotConfig, out: str, options: RunOptions) -> Manifest | Non
         missing = "--model DIR" if config.model is None else "--dataset PATH"
         raise UsageError("nothing to evaluate", hint=f"pass {missing}")
     model_folder, root = config.model, config.dataset
+    checkpoint.check(model_folder)
     dataset = read_image_folder(root)
     if config.prompts is not None:
         config = dataclasses.replace(config, templates=read_templates(config.prompts))

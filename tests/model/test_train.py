@@ -1,0 +1,251 @@
+"""Training end to end: it learns, repeats itself, goes on after a kill, and refuses clearly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from model import checkpoint
+from model.config import TrainConfig
+from model.data import Batch, read_index
+from model.train import Trainer, run
+from pipeline.cli import main
+from pipeline.core import fakes, manifest
+from pipeline.core.errors import InputError
+from pipeline.core.stage import RunOptions
+
+QUIET = RunOptions(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return fakes.fake_shards(str(tmp_path_factory.mktemp("data") / "shards"), 96, per_shard=40, size=40)
+
+
+def config(shards: str, **changes: object) -> TrainConfig:
+    values: dict[str, object] = {
+        "shards": (shards,), "model": "RN-tiny", "batch_size": 32, "steps": 12, "warmup_steps": 3, "threads": 1,
+        "checkpoint_steps": 5, "text_width": 32, "vocab_size": 2000, "vision_width": 8, "device": "cpu",
+    }  # fmt: skip
+    return TrainConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_result_folder(shards: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "m")
+    made = run(config(shards), out, QUIET)
+    assert made is not None
+    assert (made.contract, made.rows, made.rows_in, made.dropped) == ("checkpoint/1", 96, 96, {})
+    assert made.extra["steps"] == 12
+    assert made.extra["images_seen"] == 12 * 32
+    lines = [json.loads(line) for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert set(lines[0]) == {"step", "epoch", "loss", "scale", "lr"}
+    assert made.extra["final"] == lines[-1]
+    assert lines[0]["scale"] == pytest.approx(1 / 0.07, rel=1e-5)
+    weights = safetensors.torch.load_file(tmp_path / "m" / "model.safetensors")
+    model = checkpoint.load_model(out)
+    assert sum(p.numel() for p in model.parameters()) == made.extra["parameters"]
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["vision_cfg"]["layers"] == [1, 1]
+
+
+# Loss of the first steps on the fake shards, seed 0; a change of the model, the loader or the optimiser shows here.
+GOLDEN_LOSSES = (3.8206, 3.7557, 3.618, 3.478, 3.3432, 3.2798, 3.3014, 3.1132, 3.2177, 3.1698, 3.0636, 3.0485)
+
+
+def test_golden_loss_curve(shards: str, tmp_path: Path) -> None:
+    run(config(shards, learning_rate=3e-4), str(tmp_path / "m"), QUIET)
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert losses == pytest.approx(GOLDEN_LOSSES, abs=1e-2)
+
+
+KILLED = """
+import os, sys
+from model.train import Trainer, run
+from pipeline.core.stage import RunOptions
+sys.path.insert(0, {tests!r})
+from test_train import config
+step = Trainer.train_step
+def killed(self, batch):
+    if self.step == 8:
+        os.kill(os.getpid(), 9)
+    return step(self, batch)
+Trainer.train_step = killed
+run(config({shards!r}, cache_bytes={cache}), {out!r}, RunOptions(quiet=True))
+"""
+
+
+@pytest.mark.parametrize("cache", [0, 1 << 30])
+def test_killed_and_run_again_equals_uninterrupted(shards: str, tmp_path: Path, cache: int) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(config(shards, cache_bytes=cache), str(whole), QUIET)
+    script = KILLED.format(tests=str(Path(__file__).parent), shards=shards, out=str(cut), cache=cache)
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    assert not (cut / "manifest.json").exists()
+    assert checkpoint.load_state(str(cut))["step"] == 5  # type: ignore[index]
+    with pytest.raises(InputError, match="unfinished"):
+        checkpoint.load_model(str(cut))
+    run(config(shards, cache_bytes=cache, resume=True), str(cut), QUIET)
+    for name in ("model.safetensors", "metrics.jsonl", "config.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    states = [checkpoint.load_state(str(folder)) for folder in (cut, whole)]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+    assert manifest.read(str(cut)).sha256 == manifest.read(str(whole)).sha256
+
+
+def test_other_settings_start_over(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = str(tmp_path / "m")
+    with monkeypatch.context() as patch:
+        patch.setattr("model.train.checkpoint.save_model", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(shards), out, QUIET)
+    run(config(shards, seed=1), out, QUIET)
+    run(config(shards, seed=1), str(tmp_path / "fresh"), QUIET)
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == (
+        tmp_path / "fresh" / "model.safetensors"
+    ).read_bytes()
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_tiny_clip_overfits_64_pairs(tmp_path: Path) -> None:
+    folder = fakes.fake_shards(str(tmp_path / "s"), 64, per_shard=64, size=32)
+    index = read_index([folder])
+    made = TrainConfig(
+        shards=(folder,), model="RN-tiny", batch_size=64, steps=250, warmup_steps=10, threads=1, short_side=32,
+        vocab_size=2000, learning_rate=2e-3, device="cpu",
+    )  # fmt: skip
+    trainer = Trainer(made, str(tmp_path), index)
+    # Fakes repeat their 32 captions: a text of its own for each picture makes 64 pairs that can be told apart.
+    firsts, seconds = "red blue tree lamp fish gold moon star", "cat dog one two six ten cup hat"
+    words = [f"{a} {b}" for a in firsts.split() for b in seconds.split()]
+    trainer.loader.index = dataclasses.replace(index, captions=pa.array(words))
+    for _ in range(250):
+        batch = trainer.loader.next_batch()
+        trainer.train_step(batch)
+        if trainer.step % 10 == 0 and retrieval(trainer, batch) == 1.0:
+            return
+    pytest.fail(f"{retrieval(trainer, batch):.0%} of the pairs found after 250 steps")
+
+
+@torch.inference_mode()
+def retrieval(trainer: Trainer, batch: Batch) -> float:
+    """Share of a batch's images whose own text is the nearest, measured as it is trained."""
+    from model.clip import normalise
+
+    image, text, _ = trainer.model(normalise(torch.from_numpy(batch.images)), torch.from_numpy(batch.tokens))
+    nearest: Tensor = (image @ text.T).argmax(dim=1)
+    return float((nearest == torch.arange(len(nearest))).float().mean())
+
+
+def test_loss_that_is_not_finite_names_the_batch(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("model.train.contrastive_loss", lambda i, t, s: (i * t).sum() * float("nan"))
+    assert main(arguments(shards, tmp_path / "m")) == 1
+    line = capsys.readouterr().err
+    assert "the loss is not finite at step 1" in line
+    ids = (tmp_path / "m" / "bad-batch.txt").read_text().split()
+    assert len(ids) == 32
+    assert ids[0] in line
+    assert not (tmp_path / "m" / "manifest.json").exists()
+
+
+def arguments(shards: str, out: Path, *more: str) -> list[str]:
+    given = ["train", "--shards", shards, "--out", str(out), "--model", "RN-tiny", "--batch-size", "32"]
+    return [
+        *given,
+        "--steps",
+        "2",
+        "--warmup-steps",
+        "1",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--quiet",
+        *more,
+    ]
+
+
+def test_command(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(shards, tmp_path / "m")) == 0
+    before = (tmp_path / "m" / "manifest.json").read_bytes()
+    assert main(arguments(shards, tmp_path / "m")) == 0
+    assert (tmp_path / "m" / "manifest.json").read_bytes() == before
+    assert main(arguments(shards, tmp_path / "m", "--seed", "3")) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(arguments(shards, tmp_path / "m", "--seed", "3", "--overwrite")) == 0
+    assert main(arguments(shards, tmp_path / "plan", "--dry-run")) == 0
+    assert not (tmp_path / "plan").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "message"),
+    [
+        (["--model", "RN51"], 2, "no model 'RN51'"),
+        (["--batch-size", "97"], 2, "expected at most 96, found 97"),
+        (["--batch-size", "0"], 2, "batch_size 0: choose at least 1"),
+        (["--warmup-steps", "2"], 2, "the warm-up is as long as the training"),
+        (["--learning-rate", "-1"], 2, "learning_rate -1.0"),
+        (["--set", "train.image_size=33"], 2, "choose a multiple of the total stride 8"),
+        (["--set", "train.widht=3"], 2, "unknown key 'widht'"),
+        (["--resume"], 1, "no checkpoint to go on from"),
+        (["--", "--runner=X"], 2, "takes no Beam options"),
+    ],
+)
+def test_refusals(
+    shards: str,
+    tmp_path: Path,
+    more: list[str],
+    status: int,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(arguments(shards, tmp_path / "m", *more)) == status
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "m" / "manifest.json").exists()
+
+
+def test_unfinished_and_missing_shards(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(str(tmp_path / "none"), tmp_path / "m")) == 1
+    assert "no such folder" in capsys.readouterr().err
+    shutil.copytree(shards, tmp_path / "half")
+    (tmp_path / "half" / "manifest.json").unlink()
+    assert main(arguments(str(tmp_path / "half"), tmp_path / "m")) == 1
+    assert "wit fetch" in capsys.readouterr().err
+    assert main(["train", "--out", str(tmp_path / "m")]) == 2
+    assert "pass --shards DIR" in capsys.readouterr().err
+
+
+def test_damaged_state_and_weights(shards: str, tmp_path: Path) -> None:
+    out = tmp_path / "m"
+    run(config(shards, steps=4, warmup_steps=1), str(out), QUIET)
+    weights = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").write_bytes(weights[:1000])
+    with pytest.raises(InputError, match=r"model\.safetensors: damaged weights"):
+        checkpoint.load_model(str(out))
+    (out / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        checkpoint.load_model(str(out))
+    (out / "training.pt").write_bytes(b"PK half a state")
+    with pytest.raises(InputError, match=r"training\.pt: damaged training state.*remove it"):
+        checkpoint.load_state(str(out))
