@@ -16,7 +16,7 @@ from pipeline.report.samples import Pair, sample_pairs
 
 # Folder -> what the step does, what comes in, what goes out.
 STEPS = {
-    "candidates": ("Read the pages", "found", "candidates with a usable URL and text"),
+    "candidates": ("Read the pages", "found on the pages", "candidates with a usable URL and text"),
     "pairs": ("Clean, match queries, balance", "candidates", "pairs selected"),
     "shards": ("Fetch the images", "pairs", "pairs with an image"),
     "checkpoint": ("Train", "pairs with an image", "pairs trained on"),
