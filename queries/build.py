@@ -24,7 +24,7 @@ from pipeline.core.errors import InputError, UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress
 from pipeline.core.stage import RunOptions, StageResult, run_stage
-from queries import merge, passes, wikipedia, wordnet, words
+from queries import merge, pageviews, passes, streams, wikipedia, wordnet, words
 from queries.config import NO_WORDNET, QueriesConfig
 from queries.merge import QueryList
 from queries.streams import Loss
@@ -116,6 +116,8 @@ def _find(config: QueriesConfig, folder: str | None) -> _Inputs:
     if config.project is not None:
         site = dataclasses.replace(site, project=config.project)
     views = paths.expand(config.pageviews, what="page view files") if config.pageviews else []
+    for path in views:
+        pageviews.check(wikipedia.lines(streams.read(path, 0, paths.size(path), [])), path)
     if folder is not None:
         wordnet.data_files(folder)
     return _Inputs(splits=splits, pageviews=views, wordnet=folder, site=site)

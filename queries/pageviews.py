@@ -9,6 +9,7 @@ wrong first letter, or as junk. Files are read as bytes; nothing in them is trus
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Iterable, Iterator
 from urllib.parse import unquote_to_bytes
@@ -53,52 +54,57 @@ def parse(line: bytes) -> tuple[bytes, int] | None:
     return (fields[1], int(number)) if number.isdigit() and len(number) < 19 else None
 
 
+def check(lines: Iterable[bytes], path: str) -> None:
+    """Looks at the first lines of a file.
+
+    Raises:
+        InputError: There are lines, and none is a page view.
+    """
+    seen = 0
+    for line in itertools.islice(lines, _LINES_TO_JUDGE):
+        if parse(line) is not None:
+            return
+        seen += 1
+    if seen:
+        raise InputError(
+            "not a page view file", where=path, expected="lines as `en.wikipedia Title 12 desktop 3 A3`"
+        )
+
+
 def count(
     lines: Iterable[bytes], project: str, path: str, lost: list[Loss], counts: dict[str, int]
 ) -> Iterator[dict[bytes, int]]:
     """Views by raw title of one project's lines, in bounded pieces that are still to be added up.
 
     Args:
-        lines: Lines of one file.
+        lines: Lines of one file; of other projects' lines nothing is looked at but how they begin.
         project: Language code.
         path: File, for messages.
         lost: Filled with what could not be read.
-        counts: ``lines``, ``bad_lines`` are counted up.
-
-    Raises:
-        InputError: The file holds no page view lines at all.
+        counts: ``lines``, ``project_lines``, ``bad_lines`` are counted up.
     """
     codes = project_codes(project)
     views: dict[bytes, int] = {}
-    seen = bad = good = own = 0
+    seen = own = bad = 0
     for line in lines:
         seen += 1
-        mine = line.startswith(codes)
-        if not mine and good:  # nothing of another project's line is used but that it is there
+        if not line.startswith(codes):
             continue
+        own += 1
         parsed = parse(line)
         if parsed is None:
-            bad += mine or bool(line.strip())
-            if not good and seen >= _LINES_TO_JUDGE:
-                break
+            bad += 1
             continue
-        good += 1
-        if mine:
-            own += 1
-            views[parsed[0]] = views.get(parsed[0], 0) + parsed[1]
-            if len(views) >= _FLUSH_TITLES:
-                yield views
-                views = {}
-    if seen and not good:
-        raise InputError(
-            "not a page view file", where=path, expected="lines as `en.wikipedia Title 12 desktop 3 A3`"
-        )
+        views[parsed[0]] = views.get(parsed[0], 0) + parsed[1]
+        if len(views) >= _FLUSH_TITLES:
+            yield views
+            views = {}
     if not own:
         lost.append(Loss(path, f"no page view of {project}.wikipedia"))
     if bad:
         lost.append(Loss(path, "not a page view line", None, bad))
-    counts["lines"] += seen
-    counts["bad_lines"] += bad
+    for name, number in (("lines", seen), ("project_lines", own), ("bad_lines", bad)):
+        counts[name] += number
     yield views
 
 

@@ -13,11 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
+import zstandard
+
 from pipeline.core import paths
 
 HEADER = re.compile(rb"BZh[1-9]1AY&SY")
 _HEADER_BYTES = 10
 CHUNK_BYTES = 1 << 20
+# What reading a damaged or truncated file raises, whatever packs it.
+DAMAGE = (EOFError, OSError, ValueError, zlib.error, zstandard.ZstdError)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def read(path: str, start: int, end: int, lost: list[Loss]) -> Iterator[bytes | 
         while True:
             try:
                 chunk = read_some(CHUNK_BYTES)
-            except (EOFError, OSError, ValueError, zlib.error) as error:
+            except DAMAGE as error:
                 lost.append(Loss(path, f"cannot be decompressed to its end: {error}"))
                 yield GAP
                 return
@@ -104,7 +108,7 @@ def _bzip2(raw: IO[bytes], path: str, start: int, end: int, lost: list[Loss]) ->
                     yield decoded
             held = decoder.unused_data
             base = raw.tell() - len(held)
-        except (OSError, ValueError) as error:
+        except DAMAGE as error:
             lost.append(Loss(path, f"damaged bzip2 stream: {error}", place))
             yield GAP
             base, held = place + _HEADER_BYTES, b""
@@ -125,7 +129,7 @@ def first_stream(path: str, *, most_bytes: int = CHUNK_BYTES) -> tuple[bytes, in
     decoder = bz2.BZ2Decompressor()
     try:
         head = decoder.decompress(data, max_length=most_bytes)
-    except (OSError, ValueError):
+    except DAMAGE:
         return b"", None
     if not decoder.eof or not HEADER.match(decoder.unused_data):
         return head, None

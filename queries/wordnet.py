@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from pipeline.core import paths
 from pipeline.core.errors import InputError
+from queries.streams import DAMAGE
 
 # File -> letter of its ids; satellites ("s" in the file) are adjectives and share data.adj's offsets.
 FILES = {"data.noun": "n", "data.verb": "v", "data.adj": "a", "data.adv": "r"}
@@ -113,7 +114,7 @@ def read(folder: str) -> list[Synset]:
         try:
             with paths.open_input(path) as file:
                 found.extend(parse(file, letter, where=path))
-        except (EOFError, OSError) as error:
+        except DAMAGE as error:
             raise InputError("damaged WordNet file", where=path, found=str(error)) from error
     if not found:
         raise InputError("the WordNet files hold no synset", where=folder)

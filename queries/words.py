@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.core import paths
 from pipeline.core.errors import InputError
 from pipeline.core.tokens import WORD, fold, tokens
+from queries.streams import DAMAGE
 
 # A hyphen joins words as a space does ("spider-man"), unless it stands free as a dash.
 _MARK = r"[^\w\s-]+|\n\s*|(?<=\s)-+|--+|-(?=\s)"
@@ -124,7 +125,7 @@ def _read_table(path: str) -> pa.Table:
                     column_types={"word": pa.string(), "count": pa.int64()}, null_values=[""]
                 ),
             )
-    except (pa.ArrowException, EOFError, OSError) as error:
+    except (pa.ArrowException, *DAMAGE) as error:
         raise InputError(
             "not readable word counts", where=path, expected="Parquet or TSV", found=error
         ) from error

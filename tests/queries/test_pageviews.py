@@ -38,7 +38,7 @@ def test_both_formats_add_up() -> None:
     views, lost, counts = counted(LINES)
     assert views == {b"Foo_bar": 42 + 8 + 1 + 10 + 5, "Café".encode(): 7}
     assert lost == [Loss("file", "not a page view line", None, 2)]
-    assert counts == {"lines": 11, "bad_lines": 2}
+    assert counts == {"lines": 11, "project_lines": 8, "bad_lines": 2}
     assert counted(LINES, "de")[0] == {b"Foo_bar": 1000}
 
 
@@ -50,7 +50,9 @@ def test_pieces_are_bounded_and_lose_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_files_that_hold_no_page_views() -> None:
     with pytest.raises(InputError, match="file: not a page view file"):
-        counted(b"some text\nen text\n" * 2000)
+        pageviews.check(iter([b"some text", b"en text"] * 2000), "file")
+    pageviews.check(iter([b"some text", b"en Text 1 0"]), "file")
+    pageviews.check(iter([]), "file")
     assert counted(b"")[1] == [Loss("file", "no page view of en.wikipedia")]
     assert counted(b"de A 1 0\n")[1] == [Loss("file", "no page view of en.wikipedia")]
 
