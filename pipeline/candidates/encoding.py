@@ -1,4 +1,4 @@
-"""Bytes of a page to text: byte-order mark, HTTP charset, meta charset, then UTF-8 or windows-1252."""
+"""Bytes of a page to text: byte-order mark, valid UTF-8, HTTP charset, meta charset, then windows-1252."""
 
 from __future__ import annotations
 
@@ -28,17 +28,19 @@ def decode(data: bytes, http_charset: str | None = None) -> str:
     for mark, name in _MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(name, errors="replace")
+    high = len(data) - len(data.translate(None, bytes(range(128, 256))))
     declared = [d for d in (_codec(http_charset), _codec(_in_page(data))) if d]
-    for name in (*declared, "utf-8"):
+    # Bytes above 127 that are valid UTF-8 are UTF-8, whatever the page says: other encodings hardly ever are.
+    for name in (*(["utf-8"] if high else []), *declared, "utf-8"):
         try:
             return data.decode(name)
         except (UnicodeDecodeError, LookupError):
             continue
-    if declared:
-        return data.decode(declared[0], errors="replace")
+    for name in declared:
+        if name != "utf-8":
+            return data.decode(name, errors="replace")
     as_utf8 = data.decode("utf-8", errors="replace")
     # Text of a one-byte encoding breaks nearly every high byte as UTF-8; a page with a few bad bytes does not.
-    high = len(data) - len(data.translate(None, bytes(range(128, 256))))
     return as_utf8 if as_utf8.count("\ufffd") * 4 < high else data.decode("cp1252", errors="replace")
 
 

@@ -1,0 +1,151 @@
+"""Balancing: at most ``cap`` pairs per query (the paper's 2.2), or MetaCLIP's sampling.
+
+Input of both is a sparse matrix of pairs and the queries they contain (``indptr``, ``query_ids``), and a rank:
+the order of the pairs by a keyed hash of (seed, ``pair_id``). Neither depends on the order of the input.
+
+``cap``: every kept pair counts for exactly one of its queries, and no query counts more than ``cap`` pairs. Pairs
+propose to their queries from the rarest on; a query keeps the first ``cap`` proposers by rank and refuses the
+others, who propose to their next query, until nobody is left who can. (This is deferred acceptance, Gale and
+Shapley 1962. Since all queries rank alike it has one stable outcome: the same as letting the pairs choose one
+after another by rank, each the rarest of its queries that is not full.) Hence a pair is lost only if all its
+queries are full, with pairs of lower rank. The paper's sentence, "including up to 20,000 (image, text) pairs per
+query", read strictly.
+
+``sample``: a pair is kept if for any of its queries u(pair, query) < cap / matched(query), where u is uniform by
+keyed hash. So P = 1 - Π(1 - min(1, cap / matched)), as in MetaCLIP, the expected number of *draws* per query is at
+most ``cap`` while the number of kept pairs that contain a query may be far larger, and a larger cap only adds
+pairs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+NOT_KEPT: Final = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Balanced:
+    """The outcome.
+
+    Attributes:
+        query_id: int32[n], the query each pair counts for, or -1 for a pair that is not kept.
+        matched: int64[q], pairs that contain each query.
+        selected: int64[q], pairs that count for each query.
+        capped: bool[q], queries that turned a pair away.
+    """
+
+    query_id: np.ndarray
+    matched: np.ndarray
+    selected: np.ndarray
+    capped: np.ndarray
+
+
+def pair_hash(pair_ids: Iterable[str], seed: int) -> np.ndarray:
+    """uint64[n]: BLAKE2b of each ``pair_id``, keyed by the seed; equal on every machine."""
+    key = seed.to_bytes(8, "little")
+    digests = b"".join(
+        hashlib.blake2b(p.encode(errors="replace"), digest_size=8, key=key).digest() for p in pair_ids
+    )
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def draw(pair_hashes: np.ndarray, query_ids: np.ndarray) -> np.ndarray:
+    """float64[m] in [0, 1): one uniform number per (pair, query), by SplitMix64 of the pair's keyed hash."""
+    with np.errstate(over="ignore"):
+        mixed = pair_hashes + (query_ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def rank_of(pair_hashes: np.ndarray, ties: np.ndarray) -> np.ndarray:
+    """int64[n]: each pair's place in the order of their hashes; ``ties`` (uint64[n]) decides between equal ones."""
+    rank = np.empty(len(pair_hashes), dtype=np.int64)
+    rank[np.lexsort((ties, pair_hashes))] = np.arange(len(pair_hashes))
+    return rank
+
+
+def _rarest_first(
+    indptr: np.ndarray, query_ids: np.ndarray, matched: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs' queries from the rarest on (equally rare: by id), and the pair of each entry."""
+    owner = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    order = np.lexsort((query_ids, matched[query_ids], owner))
+    return query_ids[order], owner
+
+
+def balance_cap(
+    indptr: np.ndarray, query_ids: np.ndarray, rank: np.ndarray, *, queries: int, cap: int
+) -> Balanced:
+    """Deferred acceptance; see the module's text.
+
+    Args:
+        indptr: int64[n + 1]; pair i contains ``query_ids[indptr[i]:indptr[i + 1]]``, without repeats.
+        query_ids: int32[m].
+        rank: int64[n], a permutation: lower is kept first.
+        queries: Number of queries q; ids lie in [0, q).
+        cap: Most pairs per query.
+    """
+    matched = np.bincount(query_ids, minlength=queries).astype(np.int64)
+    wishes, _ = _rarest_first(indptr, query_ids, matched)
+    by_rank = np.argsort(rank, kind="stable")
+    at, end = indptr[:-1][by_rank].copy(), indptr[1:][by_rank]
+    # Everything below is in the order of rank, so that a stable sort by query leaves proposers in rank order.
+    choice = np.full(len(at), NOT_KEPT, dtype=np.int64)
+    able = at < end
+    choice[able] = wishes[at[able]]
+    held = np.bincount(choice[able], minlength=queries)
+    capped = np.zeros(queries, dtype=bool)
+    while (over := held > cap).any():
+        proposers = np.flatnonzero((choice >= 0) & over[choice])
+        proposers = proposers[np.argsort(choice[proposers], kind="stable")]
+        asked = choice[proposers]
+        starts = np.flatnonzero(np.r_[True, asked[1:] != asked[:-1]])
+        place = np.arange(len(asked)) - np.repeat(starts, np.diff(np.r_[starts, len(asked)]))
+        refused = proposers[place >= cap]
+        capped |= over
+        held[over] = cap
+        at[refused] += 1
+        more = at[refused] < end[refused]
+        choice[refused[~more]] = NOT_KEPT
+        moved = refused[more]
+        choice[moved] = wishes[at[moved]]
+        held += np.bincount(choice[moved], minlength=queries)
+    outcome = np.full(len(rank), NOT_KEPT, dtype=np.int32)
+    outcome[by_rank] = choice
+    return _balanced(outcome, matched, capped)
+
+
+def balance_sample(
+    indptr: np.ndarray, query_ids: np.ndarray, pair_hashes: np.ndarray, *, queries: int, cap: int
+) -> Balanced:
+    """MetaCLIP's sampling by keyed hash; a kept pair counts for the rarest query whose draw succeeded.
+
+    Args:
+        indptr: As in :func:`balance_cap`.
+        query_ids: int32[m].
+        pair_hashes: uint64[n], of :func:`pair_hash`.
+        queries: Number of queries.
+        cap: MetaCLIP's t.
+    """
+    matched = np.bincount(query_ids, minlength=queries).astype(np.int64)
+    wishes, owner = _rarest_first(indptr, query_ids, matched)
+    won = np.flatnonzero(draw(pair_hashes[owner], wishes) * matched[wishes] < cap)
+    outcome = np.full(len(indptr) - 1, NOT_KEPT, dtype=np.int32)
+    # The rarest comes first, so it is written last.
+    outcome[owner[won[::-1]]] = wishes[won[::-1]]
+    return _balanced(outcome, matched, matched > cap)
+
+
+def _balanced(outcome: np.ndarray, matched: np.ndarray, capped: np.ndarray) -> Balanced:
+    kept = outcome[outcome >= 0]
+    selected = np.bincount(kept, minlength=len(matched)).astype(np.int64)
+    return Balanced(outcome, matched, selected, capped)

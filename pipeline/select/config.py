@@ -1,0 +1,49 @@
+"""What ``wit select`` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.core.config import input_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig:
+    """Configuration of ``wit select``.
+
+    Attributes:
+        candidates: Folder of ``wit candidates``.
+        queries: Folder of ``wit queries``.
+        cap: Most pairs that count for one query (paper 2.2: 20,000).
+        mode: ``cap`` keeps at most ``cap`` pairs for each query, exactly; ``sample`` is MetaCLIP's rule, which
+            keeps each pair with P = 1 - Π(1 - min(1, cap / matched)).
+        matching: ``clean`` compares case-folded words; ``metaclip`` is MetaCLIP's spacing rule to the letter.
+        seed: Key of the hash that chooses between pairs.
+        rules: Preset of text rules; ``clip`` is the paper's (2.2), ``none`` is for text that was filtered before.
+        language: How English is told from other languages.
+        max_images_per_caption: A caption that more images share counts for this many of them (ALIGN drops texts
+            of more than 10 images; the paper names no number, so the default only stops boiler-plate).
+        drop_offensive: Drop texts with a word of the block list.
+    """
+
+    candidates: str | None = input_path()
+    queries: str | None = input_path()
+    cap: int = 20_000
+    mode: Literal["cap", "sample"] = "cap"
+    matching: Literal["clean", "metaclip"] = "clean"
+    seed: int = 0
+    rules: Literal["clip", "none"] = "clip"
+    language: Literal["vocabulary", "langdetect", "none"] = "vocabulary"
+    max_images_per_caption: int = 1_000
+    drop_offensive: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "queries"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is missing: pass --{name} DIR")
+        for name in ("cap", "max_images_per_caption"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must lie between 0 and 2**63 - 1")

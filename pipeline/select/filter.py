@@ -1,0 +1,180 @@
+"""The first pass of ``wit select``: clean, rules, language, safety, match; row by row, in batches.
+
+A batch of candidates becomes a batch of *matched* rows (pairs without ``query_id``, with hashes beside them) and
+dropped rows. Duplicates and repeated captions are found later, over everything; as equal texts have equal
+matches, that order changes no pair, and most candidates never need to be stored.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.core import tables
+from pipeline.core.contracts import CANDIDATES, DROPPED, PAIRS
+from pipeline.core.tokens import tokens
+from pipeline.select.balance import pair_hash
+from pipeline.select.config import SelectConfig
+from pipeline.select.match import Matcher
+from pipeline.text import rules
+from pipeline.text.clean import clean
+from pipeline.text.language import LanguageDetector, make_detector
+from pipeline.text.safety import offensive_term
+
+STAGE: Final = "select"
+REASONS: Final = (
+    *rules.REASONS,
+    "not_english",
+    "offensive",
+    "no_query",
+    "duplicate",  # the same URL and cleaned text, or the same pair found on several pages
+    "caption_repeated",  # more images share the caption than max_images_per_caption
+    "over_cap",  # every query of the pair is full (cap), or no draw succeeded (sample)
+)
+_HASHES: Final = ("key_high", "key_low", "caption_hash", "pair_hash", "tie")
+MATCHED: Final = pa.schema(
+    [
+        *(f for f in PAIRS.schema if f.name != "query_id"),
+        *(pa.field(name, pa.uint64(), nullable=False) for name in _HASHES),
+    ]
+)
+"""Rows that passed everything that can be judged alone.
+
+``key_high, key_low``: 128 bits of (URL, cleaned text); ``caption_hash``: of the cleaned text; ``pair_hash``: keyed
+by the seed; ``tie``: of the whole candidate, to choose between duplicates.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a worker needs for any batch; built once per process."""
+
+    matcher: Matcher
+    detector: LanguageDetector
+    rules: tuple[rules.Rule, ...]
+    drop_offensive: bool
+    seed: int
+
+
+@functools.lru_cache(maxsize=1)
+def load_tools(files: tuple[str, ...], identity: str, config: SelectConfig) -> Tools:
+    """Reads the query list and builds the matcher and the detector.
+
+    Args:
+        files: Parts of the query list.
+        identity: Hash of the list's manifest, so that a changed list is read again.
+        config: The stage's configuration.
+    """
+    listed = tables.read_files(files, columns=["query_id", "query", "sources"])
+    return make_tools(listed, config)
+
+
+def make_tools(listed: pa.Table, config: SelectConfig) -> Tools:
+    """Tools from a ``queries/1`` table."""
+    queries = listed.column("query").to_pylist()
+    sources = listed.column("sources").to_pylist()
+    return Tools(
+        matcher=Matcher(zip(listed.column("query_id").to_pylist(), queries, strict=True), config.matching),
+        detector=make_detector(config.language, _vocabulary(zip(queries, sources, strict=True))),
+        rules=rules.PRESETS[config.rules],
+        drop_offensive=config.drop_offensive,
+        seed=config.seed,
+    )
+
+
+def _vocabulary(queries: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    """Single-word queries from running text and WordNet; article titles alone are no vocabulary of English."""
+    known = []
+    for query, sources in queries:
+        if "word" in sources or "synset" in sources:
+            words = tokens(query)
+            if len(words) == 1:
+                known.append(words[0])
+    return known
+
+
+def filter_and_match(batch: pa.Table, tools: Tools) -> tuple[pa.Table, pa.Table]:
+    """Judges a batch of candidates.
+
+    Args:
+        batch: ``candidates/1``.
+        tools: See :func:`load_tools`.
+
+    Returns:
+        Rows of :data:`MATCHED`, and ``dropped`` rows; together as many as came in.
+    """
+    texts, languages = [], []
+    kept: list[int] = []
+    lost: list[tuple[str, str, str | None]] = []
+    ids = batch.column("pair_id").to_pylist()
+    found = zip(batch.column("text").to_pylist(), batch.column("page_language").to_pylist(), strict=True)
+    for row, (as_found, page_language) in enumerate(found):
+        text = clean(as_found)
+        if reason := rules.broken_rule(text, tools.rules):
+            lost.append((reason, ids[row], as_found))
+            continue
+        language = tools.detector.detect(text, page_language)
+        if language.code != "en":
+            lost.append(("not_english", ids[row], f"{language.code} {language.score}: {text}"))
+        elif tools.drop_offensive and (term := offensive_term(text)) is not None:
+            lost.append(("offensive", ids[row], term))
+        else:
+            kept.append(row)
+            texts.append(text)
+            languages.append(language)
+    matches = tools.matcher.match(texts)
+    counts = np.bincount(matches.rows, minlength=len(texts))
+    lost += [("no_query", ids[kept[i]], texts[i]) for i in np.flatnonzero(counts == 0)]
+    found_any = np.flatnonzero(counts)
+    rows = batch.take(pa.array(np.array(kept, dtype=np.int64)[found_any], pa.int64()))
+    matched = _matched(
+        rows,
+        [texts[i] for i in found_any],
+        [languages[i].code for i in found_any],
+        [languages[i].score for i in found_any],
+        pa.ListArray.from_arrays(
+            np.r_[0, np.cumsum(counts[found_any])].astype(np.int32), pa.array(matches.query_ids, pa.int32())
+        ),
+        tools.seed,
+    )
+    dropped = tables.dropped_table(STAGE, lost) if lost else DROPPED.empty()
+    return matched, dropped
+
+
+def _matched(
+    rows: pa.Table,
+    texts: Sequence[str],
+    codes: Sequence[str],
+    scores: Sequence[float],
+    query_ids: pa.ListArray,
+    seed: int,
+) -> pa.Table:
+    urls, ids = rows.column("url").to_pylist(), rows.column("pair_id").to_pylist()
+    key = _hashes((f"{url}\0{text}" for url, text in zip(urls, texts, strict=True)), words=2)
+    columns: dict[str, Any] = {name: rows.column(name) for name in CANDIDATES.schema.names if name != "text"}
+    columns |= {
+        "text": pa.array(texts, pa.string()),
+        "language": pa.array(codes, pa.string()),
+        "language_score": pa.array(scores, pa.float64()),
+        "query_ids": query_ids.cast(MATCHED.field("query_ids").type),
+        "key_high": pa.array(key[:, 0]),
+        "key_low": pa.array(key[:, 1]),
+        "caption_hash": pa.array(_hashes(texts, words=1)[:, 0]),
+        "pair_hash": pa.array(pair_hash(ids, seed)),
+        "tie": pa.array(_hashes(map(repr, rows.to_pylist()), words=1)[:, 0]),
+    }
+    return pa.table([columns[name] for name in MATCHED.names], schema=MATCHED)
+
+
+def _hashes(values: Iterable[str], *, words: int) -> np.ndarray:
+    """uint64[n, words]: BLAKE2b of each string."""
+    digests = b"".join(
+        hashlib.blake2b(v.encode(errors="replace"), digest_size=8 * words).digest() for v in values
+    )
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64).reshape(-1, words)

@@ -1,0 +1,308 @@
+"""The select stage: filter and match in Beam, balance on packed arrays, write sorted pairs.
+
+Between the passes the matched rows lie in a hidden folder of the output, which is removed at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.core import manifest, paths, tables
+from pipeline.core.beam import WriteTotal, engine, pipeline_options, read_total, run_pipeline
+from pipeline.core.contracts import CANDIDATES, DROPPED, PAIRS, QUERIES, QUERY_COUNTS
+from pipeline.core.errors import ContractError, InputError
+from pipeline.core.manifest import Manifest
+from pipeline.core.progress import Progress, tick
+from pipeline.core.stage import RunOptions, StageResult, run_stage
+from pipeline.select.balance import Balanced, balance_cap, balance_sample, rank_of
+from pipeline.select.config import SelectConfig
+from pipeline.select.filter import MATCHED, STAGE, filter_and_match, load_tools
+from pipeline.select.parts import SortedParts
+
+COUNTS: Final = "query-counts.parquet"
+WORK: Final = ".work"
+BATCH_ROWS: Final = 8_192
+PART_ROWS: Final = 500_000
+_DUPLICATE: Final = -2
+_REPEATED: Final = -3
+_FATES: Final = {-1: "over_cap", _DUPLICATE: "duplicate", _REPEATED: "caption_repeated"}
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """A row group of the candidates, and the name of what is made of it."""
+
+    path: str
+    group: int
+    name: str
+
+
+def row_groups(files: list[str]) -> list[RowGroup]:
+    """What the workers read, one element each."""
+    found = []
+    for number, file in enumerate(files):
+        with paths.open_input(file, decompress=False) as opened:
+            groups = pq.ParquetFile(opened).num_row_groups
+        found += [RowGroup(file, g, f"{number:05d}-{g:05d}.parquet") for g in range(groups)]
+    return found
+
+
+class FilterAndMatch(beam.DoFn):
+    """Row groups to their number of rows; matched and dropped rows go to files named after the row group.
+
+    Args:
+        config: The stage's configuration.
+        queries: Parts of the query list.
+        identity: Hash of the query list's manifest.
+        work: Folder to write to.
+    """
+
+    def __init__(self, config: SelectConfig, queries: tuple[str, ...], identity: str, work: str) -> None:
+        self._config, self._queries, self._identity, self._work = config, queries, identity, work
+
+    def setup(self) -> None:
+        """Builds the matcher, once per process."""
+        self._tools = load_tools(self._queries, self._identity, self._config)
+
+    def process(self, element: RowGroup) -> Iterator[int]:
+        """Filters one row group; a retried element writes the same files again."""
+        rows = 0
+        with (
+            paths.open_atomic(paths.join(self._work, "matched", element.name)) as matched_file,
+            paths.open_atomic(paths.join(self._work, "lost", element.name)) as lost_file,
+            pq.ParquetWriter(matched_file, MATCHED, compression="lz4") as matched_writer,
+            pq.ParquetWriter(lost_file, DROPPED.schema, compression="lz4") as lost_writer,
+            paths.open_input(element.path, decompress=False) as opened,
+        ):
+            reader = pq.ParquetFile(opened)
+            columns = CANDIDATES.schema.names
+            try:
+                for batch in reader.iter_batches(BATCH_ROWS, row_groups=[element.group], columns=columns):
+                    table = CANDIDATES.conform(pa.Table.from_batches([batch]))
+                    matched, dropped = filter_and_match(table, self._tools)
+                    matched_writer.write_table(matched)
+                    lost_writer.write_table(dropped.cast(DROPPED.schema))
+                    for reason in dropped.column("reason").to_pylist():
+                        beam.metrics.Metrics.counter(STAGE, reason).inc()
+                    rows += batch.num_rows
+                    tick(batch.num_rows)
+            except (pa.ArrowException, OSError) as error:
+                raise InputError("damaged Parquet file", where=element.path, found=str(error)) from error
+        yield rows
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Matched rows as arrays: all that duplicates, captions and balance need to know.
+
+    Attributes:
+        key: uint64[n, 2], of URL and cleaned text.
+        caption: uint64[n], of the cleaned text.
+        pair: uint64[n], keyed hash of the pair.
+        tie: uint64[n], hash of the whole candidate.
+        indptr: int64[n + 1] into ``query_ids``.
+        query_ids: int32[m].
+    """
+
+    key: np.ndarray
+    caption: np.ndarray
+    pair: np.ndarray
+    tie: np.ndarray
+    indptr: np.ndarray
+    query_ids: np.ndarray
+
+
+def pack(files: list[str]) -> Packed:
+    """Reads the packed columns of the matched rows."""
+    columns = ["key_high", "key_low", "caption_hash", "pair_hash", "tie", "query_ids"]
+    held: dict[str, list[np.ndarray]] = {name: [] for name in (*columns, "lengths")}
+    for batch in tables.read_batches(files, columns=columns):
+        for name in columns[:-1]:
+            held[name].append(batch.column(name).to_numpy())
+        lists = batch.column("query_ids")
+        held["lengths"].append(np.diff(lists.offsets.to_numpy()))
+        held["query_ids"].append(lists.flatten().to_numpy())
+    joined = {
+        name: np.concatenate(chunks) if chunks else np.zeros(0, np.uint64) for name, chunks in held.items()
+    }
+    return Packed(
+        key=np.stack([joined["key_high"], joined["key_low"]], axis=1),
+        caption=joined["caption_hash"],
+        pair=joined["pair_hash"],
+        tie=joined["tie"],
+        indptr=np.r_[0, np.cumsum(joined["lengths"])].astype(np.int64),
+        query_ids=joined["query_ids"].astype(np.int32),
+    )
+
+
+def place_in_group(groups: list[np.ndarray], order: list[np.ndarray]) -> np.ndarray:
+    """int64[n]: how many rows of the same group come before each row.
+
+    Args:
+        groups: Arrays whose values together name a row's group.
+        order: Arrays that order the rows of a group, the most important first.
+    """
+    sorting = np.lexsort((*order[::-1], *groups[::-1]))
+    new = np.zeros(len(sorting), dtype=bool)
+    new[:1] = True
+    for values in groups:
+        in_order = values[sorting]
+        new[1:] |= in_order[1:] != in_order[:-1]
+    starts = np.flatnonzero(new)
+    place = np.empty(len(sorting), dtype=np.int64)
+    place[sorting] = np.arange(len(sorting)) - np.repeat(starts, np.diff(np.r_[starts, len(sorting)]))
+    return place
+
+
+def decide(packed: Packed, config: SelectConfig, queries: int) -> tuple[np.ndarray, Balanced]:
+    """The fate of each matched row.
+
+    Returns:
+        int32[n]: the query it counts for, or a negative number of :data:`_FATES`; and the balance of the rows
+        that were neither duplicates nor repeated captions.
+    """
+    fate = np.full(len(packed.pair), _DUPLICATE, dtype=np.int32)
+    first = place_in_group([packed.key[:, 0], packed.key[:, 1]], [packed.tie]) == 0
+    rows = np.flatnonzero(first)
+    shared = place_in_group([packed.caption[rows]], [packed.pair[rows], packed.tie[rows]])
+    fate[rows] = _REPEATED
+    rows = rows[shared < config.max_images_per_caption]
+    lengths = np.diff(packed.indptr)
+    indptr = np.r_[0, np.cumsum(lengths[rows])].astype(np.int64)
+    kept = np.zeros(len(fate), dtype=bool)
+    kept[rows] = True
+    query_ids = packed.query_ids[np.repeat(kept, lengths)]
+    pair, tie = packed.pair[rows], packed.tie[rows]
+    if config.mode == "cap":
+        balanced = balance_cap(indptr, query_ids, rank_of(pair, tie), queries=queries, cap=config.cap)
+    else:
+        balanced = balance_sample(indptr, query_ids, pair, queries=queries, cap=config.cap)
+    fate[rows] = balanced.query_id
+    return fate, balanced
+
+
+def write_pairs(folder: str, files: list[str], lost: list[str], fate: np.ndarray) -> int:
+    """Writes kept rows as sorted ``pairs/1`` parts and all others to ``dropped/``; returns the pairs."""
+    work = paths.join(folder, WORK)
+    kept_rows = int((fate >= 0).sum())
+    lost_rows = len(fate) - kept_rows + tables.count_rows(lost)
+    pairs = SortedParts(
+        folder, work, PAIRS, key="pair_id", order=("pair_id",), parts=1 + kept_rows // PART_ROWS
+    )
+    dropped = SortedParts(
+        paths.join(folder, "dropped"), work, DROPPED,
+        key="id", order=("reason", "id", "detail"), parts=1 + lost_rows // PART_ROWS,
+    )  # fmt: skip
+    with pairs, dropped:
+        for batch in tables.read_batches(lost):
+            dropped.add(pa.Table.from_batches([batch]))
+        start = 0
+        for batch in tables.read_batches(files):
+            here = fate[start : start + batch.num_rows]
+            start += batch.num_rows
+            table = pa.Table.from_batches([batch])
+            keep = np.flatnonzero(here >= 0)
+            named = table.take(pa.array(keep)).append_column("query_id", pa.array(here[keep], pa.int32()))
+            pairs.add(named.select(PAIRS.schema.names))
+            rest = np.flatnonzero(here < 0)
+            ids = table.column("pair_id").take(pa.array(rest)).to_pylist()
+            texts = table.column("text").take(pa.array(rest)).to_pylist()
+            reasons = [_FATES[int(f)] for f in here[rest]]
+            dropped.add(tables.dropped_table(STAGE, zip(reasons, ids, texts, strict=True)))
+            tick(batch.num_rows)
+    return pairs.rows
+
+
+def run(config: SelectConfig, out: str, options: RunOptions) -> Manifest | None:
+    """Runs ``wit select``; see :func:`pipeline.core.stage.run_stage`."""
+    beam_options = pipeline_options(options.beam)
+    candidates, queries = str(config.candidates), str(config.queries)
+    parts = tables.part_files(candidates, CANDIDATES)
+    query_parts = tuple(tables.part_files(queries, QUERIES))
+    identity = manifest.read(queries).sha256
+
+    def body(folder: str) -> StageResult:
+        work = paths.join(folder, WORK)
+        total = paths.join(work, "total")
+        for name in ("matched", "lost"):
+            paths.make_folder(paths.join(work, name))
+
+        def build(pipeline: beam.Pipeline) -> None:
+            _ = (
+                pipeline
+                | "RowGroups" >> beam.Create(row_groups(parts), reshuffle=False)
+                | "Share" >> beam.Reshuffle()
+                | "Filter"
+                >> beam.ParDo(FilterAndMatch(config, query_parts, identity, work)).with_output_types(int)
+                | "Total" >> WriteTotal(total)
+            )
+
+        n_queries = query_count(query_parts)
+        with Progress("select", total=tables.count_rows(parts), unit="candidates", quiet=options.quiet):
+            run_pipeline(build, beam_options)
+        rows_in = read_total(total)
+        matched = _files(paths.join(work, "matched"))
+        with Progress("balance", unit="pairs", quiet=options.quiet):
+            fate, balanced = decide(pack(matched), config, n_queries)
+            rows = write_pairs(folder, matched, _files(paths.join(work, "lost")), fate)
+        write_counts(folder, balanced)
+        paths.remove(work)
+        return StageResult(
+            rows=rows,
+            rows_in=rows_in,
+            engine=engine(beam_options),
+            extra={
+                "queries_matched": int((balanced.matched > 0).sum()),
+                "queries_capped": int(balanced.capped.sum()),
+            },
+        )
+
+    return run_stage(
+        body,
+        stage=STAGE,
+        contract=PAIRS.id,
+        config=config,
+        inputs=[candidates, queries],
+        out=out,
+        options=options,
+        owned=(COUNTS, f"{WORK}/*"),
+    )
+
+
+def query_count(files: tuple[str, ...]) -> int:
+    """How many queries a list has.
+
+    Raises:
+        ContractError: Its ids are not 0…n-1.
+    """
+    ids = tables.read_files(files, columns=["query_id"]).column("query_id").to_numpy()
+    if not np.array_equal(np.sort(ids), np.arange(len(ids))):
+        raise ContractError(
+            "query_id is not dense", where=files[0], expected=f"each of 0 to {len(ids) - 1} once"
+        )
+    return len(ids)
+
+
+def write_counts(folder: str, balanced: Balanced) -> None:
+    """Writes ``query-counts.parquet``: one row per query, also for those that no text contains."""
+    columns: dict[str, Any] = {
+        "query_id": np.arange(len(balanced.matched), dtype=np.int32),
+        "matched": balanced.matched,
+        "selected": balanced.selected,
+    }
+    tables.write_table(
+        paths.join(folder, COUNTS), pa.table(columns, schema=QUERY_COUNTS.schema), QUERY_COUNTS
+    )
+
+
+def _files(folder: str) -> list[str]:
+    # Listed by hand: `paths.list_files` leaves out what lies below a hidden folder's name.
+    fs, root = paths.filesystem(folder)
+    return [paths.join(folder, name.rsplit("/", 1)[-1]) for name in sorted(fs.find(root))]

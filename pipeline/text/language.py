@@ -1,0 +1,208 @@
+"""Which language a short text is in; here only whether it is English matters.
+
+Backends share one small interface. ``langdetect`` alone is slow (about 150 texts a second) and loses more than
+half of English texts of one to three words, which are most of the web's captions. So the default, ``vocabulary``,
+looks at cheaper evidence first and asks langdetect only about what stays undecided:
+
+1. the script: a text whose letters are mostly not Latin is not English;
+2. words: the share that the query list's vocabulary knows, and function words of English and of other languages;
+3. the page's language, where it is known, moves the bar.
+"""
+
+from __future__ import annotations
+
+import functools
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from pipeline.core.tokens import tokens
+
+UNDETERMINED: Final = "und"
+BACKENDS: Final = ("vocabulary", "langdetect", "none")
+SMALL_VOCABULARY: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """A language code (ISO 639; ``und`` when undetermined) and how sure the backend is, 0 to 1."""
+
+    code: str
+    score: float
+
+
+class LanguageDetector(Protocol):
+    """Tells the language of a cleaned text."""
+
+    name: str
+
+    def detect(self, text: str, page_language: str | None = None) -> Language:
+        """The language of a text that stands on a page of a language (BCP 47 tag, or ``None``)."""
+        ...
+
+
+class Langdetect:
+    """The ``langdetect`` package, seeded, so that equal texts get equal answers in every process."""
+
+    name = "langdetect"
+
+    def __init__(self) -> None:
+        from langdetect import DetectorFactory
+
+        # A class attribute of the package: it has to be set in each worker process.
+        DetectorFactory.seed = 0
+
+    def detect(self, text: str, page_language: str | None = None) -> Language:
+        """The most probable language; ``und`` for a text without letters."""
+        return _langdetect(text)
+
+
+class NoDetector:
+    """Takes every text for English: for input that has been filtered already."""
+
+    name = "none"
+
+    def detect(self, text: str, page_language: str | None = None) -> Language:
+        """English, surely."""
+        return Language("en", 1.0)
+
+
+@functools.lru_cache(maxsize=200_000)
+def _langdetect(text: str) -> Language:
+    from langdetect import LangDetectException, detect_langs
+
+    try:
+        best = detect_langs(text)[0]
+    except LangDetectException:
+        return Language(UNDETERMINED, 0.0)
+    return Language(best.lang.split("-")[0], round(float(best.prob), 4))
+
+
+class Vocabulary:
+    """Script, words and the page's language first, langdetect for the rest.
+
+    Args:
+        words: Single-word queries: an English vocabulary, case-folded. With fewer than
+            :data:`SMALL_VOCABULARY` an unknown word is no evidence, and langdetect is asked more often.
+    """
+
+    name = "vocabulary"
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._known = frozenset(words) | ENGLISH
+        self._small = len(self._known) < SMALL_VOCABULARY
+        self._fallback = Langdetect()
+
+    def detect(self, text: str, page_language: str | None = None) -> Language:
+        """See the module's text; ``score`` is the share of known words where they decided."""
+        latin = latin_share(text)
+        if latin < 0.5:
+            return Language(UNDETERMINED, round(1 - latin, 4))
+        words = [w for w in tokens(text) if any(c.isalpha() for c in w)]
+        if not words:
+            return Language(UNDETERMINED, 0.0)
+        verdict, score = self._by_words(words, _subtag(page_language))
+        if verdict is None:
+            return self._fallback.detect(text)
+        return Language("en" if verdict else UNDETERMINED, score)
+
+    def _by_words(self, words: list[str], page: str | None) -> tuple[bool | None, float]:
+        """Whether the words say English (``None``: they do not say), and the share of known ones."""
+        known = sum(1 for w in words if is_known(w, self._known))
+        share = known / len(words)
+        english = sum(1 for w in words if w in ENGLISH)
+        foreign = sum(1 for w in words if w in FOREIGN)
+        marked = sum(1 for w in words if not w.isascii() and w not in self._known)
+        against = foreign + marked
+        score = round(share, 4)
+        if page not in (None, "en"):
+            # On a page of another language only a whole English phrase counts.
+            if english >= 1 and english > against and share >= 0.75 and len(words) >= 4:
+                return True, score
+            return (None, score) if share >= 0.75 and against == 0 and len(words) >= 4 else (False, score)
+        if against > english:
+            return False, score
+        if self._small:  # then an unknown word says nothing
+            sure = against == 0 and (english >= 1 or (page == "en" and len(words) <= 3))
+            return (True, 1.0) if sure else (None, score)
+        if len(words) <= 3:
+            return share >= (0.6 if page == "en" else 1.0) and against == 0, score
+        if share >= (0.7 if page == "en" else 0.8) and against <= english // 2:
+            return True, score
+        return (False, score) if share < 0.3 and english == 0 else (None, score)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_latin(character: str) -> bool:
+    return unicodedata.name(character, "").startswith(("LATIN", "FULLWIDTH LATIN", "MODIFIER LETTER"))
+
+
+def latin_share(text: str) -> float:
+    """Share of a text's letters that are Latin; 0 for a text without letters."""
+    if text.isascii():
+        return 1.0 if any(c.isalpha() for c in text) else 0.0
+    letters = [c for c in text if c.isalpha()]
+    return sum(1 for c in letters if c.isascii() or _is_latin(c)) / len(letters) if letters else 0.0
+
+
+def is_known(word: str, vocabulary: Collection[str]) -> bool:
+    """Whether a vocabulary of dictionary forms knows a word or what it is inflected from."""
+    return word in vocabulary or any(form in vocabulary for form in _base_forms(word))
+
+
+def _base_forms(word: str) -> Iterator[str]:
+    if word.endswith("'s"):
+        yield word[:-2]
+    if len(word) < 4:
+        return
+    if word.endswith("s"):
+        yield word[:-1]
+        if word.endswith("es"):
+            yield word[:-2]
+        if word.endswith("ies"):
+            yield word[:-3] + "y"
+    for ending in ("ed", "ing", "er", "est"):
+        stem = word.removesuffix(ending)
+        if stem != word and len(stem) >= 3:
+            yield stem
+            yield stem + "e"
+            if stem[-1] == stem[-2]:
+                yield stem[:-1]
+            if stem[-1] == "i":
+                yield stem[:-1] + "y"
+    if word.endswith("ly"):
+        yield word[:-2]
+
+
+def _subtag(tag: str | None) -> str | None:
+    return tag.replace("_", "-").split("-")[0].lower() if tag else None
+
+
+_ENGLISH = """
+    a about above after all along an and another any are as at away back be because been before behind being below
+    between both but by can could did do does down each every few for from get had has have having he her here him
+    his how i if in inside into is it its just like made make many me more most my near no not of off on one only
+    onto or other our out outside over own same she should so some such than that the their them then there these
+    they this those through to together too under until up upon us very was we were what when where which while who
+    whose why will with within without would you your
+"""
+_FOREIGN = """
+    aan al alla als auf aus avec az beim bei bez ce ces cet cette che com como con coi da dal dalla dans das de degli
+    dei del della delle dem der des det di dos du dwa dwie e een egy ei ein eine einem einen einer el ella en entre er
+    es esta este est et ett eu fra för het hij hun ile il im için ja jako je jest kis kot kun la las le les leur los
+    lui med mit mot na nad nagy nas nebo nem nicht nie não och od og om para pas po por pour pre przez på quatre que
+    qui sa se sem seu sich sie sobre som sous sowie su sua sulla três til tot tout trois um un una und une uma uno
+    unter van ve ved vom von vor voor w wie wir wo z za ze zu zum zur zwei drei deux bir és é över ako ili
+"""
+ENGLISH: Final = frozenset(_ENGLISH.split())
+"""Function words of English: they are in no dictionary's list of concepts."""
+FOREIGN: Final = frozenset(_FOREIGN.split()) - ENGLISH
+"""Function words of other languages in Latin letters that are no English words."""
+
+
+def make_detector(name: str, vocabulary: Iterable[str]) -> LanguageDetector:
+    """The backend of a name of :data:`BACKENDS`."""
+    if name == "langdetect":
+        return Langdetect()
+    return NoDetector() if name == "none" else Vocabulary(vocabulary)
