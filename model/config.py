@@ -99,11 +99,6 @@ class TrainConfig:
         _refuse(self.epsilon is not None and self.epsilon <= 0, f"epsilon {self.epsilon}: choose above 0")
         share = self.max_corrupt_share
         _refuse(not 0 <= share <= 1, f"max_corrupt_share {share}: choose from 0 to 1")
-        size, side = self.image_size, self.short_side
-        _refuse(
-            size is not None and side is not None and side < size,
-            f"short_side {side}: choose at least image_size {size}",
-        )
 
     def architecture(self) -> ModelConfig:
         """The preset's model with this configuration's own geometry.
@@ -129,6 +124,18 @@ class TrainConfig:
         text_cfg: TextConfig = dataclasses.replace(base.text_cfg, **_given(text))
         embed = self.embed_dim or base.embed_dim
         return dataclasses.replace(base, embed_dim=embed, vision_cfg=vision_cfg, text_cfg=text_cfg)
+
+    def resized_to(self) -> int:
+        """Pixels of an image's short side before the crop.
+
+        Raises:
+            UsageError: No such preset.
+            ValueError: The crop would not fit.
+        """
+        size = self.architecture().vision_cfg.image_size
+        side = size * 8 // 7 if self.short_side is None else self.short_side
+        _refuse(side < size, f"short_side {side}: choose at least the image size, {size}")
+        return side
 
     def optimiser(self) -> Preset:
         """The preset with this configuration's own learning rate, beta2 and epsilon."""

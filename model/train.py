@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
 
 import torch
 
 from model import checkpoint
 from model.clip import CLIP, normalise
 from model.config import TrainConfig
-from model.data import Batch, Loader, read_index
+from model.data import Batch, Index, Loader, read_index
 from model.loss import clamp_logit_scale, contrastive_loss
 from model.optim import adamw, learning_rate_at
 from model.tokenizer import Tokenizer
@@ -37,7 +36,7 @@ def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
         WitError: Bad input, impossible configuration, a loss that is not finite, or an output that cannot be written.
     """
     try:
-        config.architecture()
+        config.resized_to()
     except ValueError as error:
         raise ConfigError(str(error), where="[train]") from error
     if not config.shards:
@@ -87,7 +86,7 @@ class Trainer:
         index: The samples, as :func:`model.data.read_index` gives them.
     """
 
-    def __init__(self, config: TrainConfig, folder: str, index: Any) -> None:
+    def __init__(self, config: TrainConfig, folder: str, index: Index) -> None:
         self.config, self.folder = config, folder
         if config.threads:
             torch.set_num_threads(config.threads)
@@ -112,12 +111,13 @@ class Trainer:
             Tokenizer(context_length=text.context_length, vocab_size=text.vocab_size),
             batch_size=config.batch_size,
             image_size=image_size,
-            short_side=config.short_side or image_size * 8 // 7,
+            short_side=config.resized_to(),
             seed=config.seed,
             cache_bytes=config.cache_bytes,
             max_corrupt_share=config.max_corrupt_share,
         )
         self.step = 0
+        self.metrics: list[str] = []
         self.total_steps = config.steps or config.epochs * self.loader.steps_per_epoch
         if config.warmup_steps >= self.total_steps:
             raise ConfigError(
@@ -131,26 +131,21 @@ class Trainer:
     def train(self, *, quiet: bool) -> StageResult:
         """Trains from the last checkpoint, or from the beginning, to the end."""
         last = self._restore()
-        metrics = paths.join(self.folder, METRICS)
         self.model.train()
-        with (
-            Progress(
-                "train", total=self.total_steps * self.config.batch_size, unit="images", quiet=quiet
-            ) as shown,
-            open(metrics, "a", encoding="utf-8") as log,
-        ):
-            shown.update(self.step * self.config.batch_size)
-            while self.step < self.total_steps:
-                batch = self.loader.next_batch()
-                last = self.train_step(batch)
-                log.write(json.dumps(last) + "\n")
-                if self.step % self.config.checkpoint_steps == 0 and self.step < self.total_steps:
-                    log.flush()
-                    self._save()
-                shown.update(
-                    len(batch.samples),
-                    note=f"step {self.step}, loss {last['loss']:.3f}, scale {last['scale']:.1f}",
-                )
+        total = self.total_steps * self.config.batch_size
+        try:
+            with Progress("train", total=total, unit="images", quiet=quiet) as shown:
+                shown.update(self.step * self.config.batch_size)
+                while self.step < self.total_steps:
+                    last = self.train_step(self.loader.next_batch())
+                    self.metrics.append(json.dumps(last))
+                    if self.step % self.config.checkpoint_steps == 0 and self.step < self.total_steps:
+                        self._save()
+                    note = f"step {self.step}, loss {last['loss']:.3f}, scale {last['scale']:.1f}"
+                    shown.update(self.config.batch_size, note=note)
+        except StageFailedError:
+            self._save_metrics()  # the curve that led to the failure
+            raise
         self._save()
         checkpoint.save_model(self.folder, self.model, name=self.config.model)
         dropped = self.loader.dropped()
@@ -217,7 +212,12 @@ class Trainer:
             hint=f"the batch's pair_ids are in {path}; look at these samples or lower learning_rate",
         )
 
+    def _save_metrics(self) -> None:
+        text = "".join(f"{line}\n" for line in self.metrics)
+        paths.write_bytes(paths.join(self.folder, METRICS), text.encode())
+
     def _save(self) -> None:
+        self._save_metrics()  # first: the state must never be ahead of its metrics
         state = {
             "step": self.step,
             "epoch": self.loader.epoch,
@@ -237,15 +237,14 @@ class Trainer:
                 where=self.folder,
                 hint="run without --resume to start from the beginning",
             )
-        path = paths.join(self.folder, METRICS)
-        lines: list[bytes] = []
-        if state is not None:
-            self.model.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.step = state["step"]
-            self.loader.corrupt = dict(state["corrupt"])
-            self.loader.go_to(state["epoch"], state["place"])
-            lines = paths.read_bytes(path).splitlines(keepends=True)[: self.step]
-        paths.write_bytes(path, b"".join(lines))
-        last: dict[str, float] = json.loads(lines[-1]) if lines else {}
+        if state is None:
+            return {}
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = state["step"]
+        self.loader.corrupt = dict(state["corrupt"])
+        self.loader.go_to(state["epoch"], state["place"])
+        written = paths.read_bytes(paths.join(self.folder, METRICS)).decode().splitlines()
+        self.metrics = written[: self.step]
+        last: dict[str, float] = json.loads(self.metrics[-1])
         return last

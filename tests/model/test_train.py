@@ -203,6 +203,7 @@ def test_command(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--warmup-steps", "2"], 2, "the warm-up is as long as the training"),
         (["--learning-rate", "-1"], 2, "learning_rate -1.0"),
         (["--set", "train.image_size=33"], 2, "choose a multiple of the total stride 8"),
+        (["--set", "train.short_side=20"], 2, "short_side 20: choose at least the image size, 32"),
         (["--set", "train.widht=3"], 2, "unknown key 'widht'"),
         (["--resume"], 1, "no checkpoint to go on from"),
         (["--", "--runner=X"], 2, "takes no Beam options"),
