@@ -113,7 +113,7 @@ def crop_and_resize(image: Image.Image, config: AugmentConfig, draw: random.Rand
 def rotate(image: Image.Image, degrees: float, resample: Image.Resampling) -> Image.Image:
     """Turns a picture about its centre; the corners take the colour of the picture's own corner."""
     corner = image.getpixel((0, 0))
-    return image.rotate(degrees, resample, fillcolor=corner)  # type: ignore[arg-type]
+    return image.rotate(degrees, resample, fillcolor=corner)
 
 
 def jitter_hsv(image: Image.Image, *, hue: float, saturation: float, value: float) -> Image.Image:

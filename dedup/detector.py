@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,7 +163,9 @@ def decode(data: bytes) -> Image.Image:
         ValueError: Not a picture, damaged, or larger than ``MAX_PIXELS``; the text says which.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"too large: {image.width} x {image.height} pixels")
         image.draft("RGB", (512, 512))
@@ -272,6 +275,8 @@ def load(folder: str) -> Loaded:
         raise ContractError("not a detector's configuration", where=where, found=repr(error)) from error
     if found != CONTRACT:
         raise ContractError("another contract", where=where, expected=CONTRACT, found=found)
+    if not isinstance(shape, dict):
+        raise ContractError("not a detector's configuration", where=where, expected="an architecture table")
     architecture = configuration.from_table(Architecture, shape, where=where)
     weights = paths.read_bytes(paths.join(folder, WEIGHTS))
     detector = Detector(architecture)

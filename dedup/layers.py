@@ -54,7 +54,7 @@ class BlurPool2d(nn.Module):
         """[N, C, H, W] -> [N, C, ceil(H / 2), ceil(W / 2)]."""
         # Two box filters make the triangle: cheaper on CPUs than a depthwise convolution.
         x = F.pad(x, (1, 1, 1, 1), mode="replicate")
-        return F.avg_pool2d(F.avg_pool2d(x, 2, stride=1), 2, stride=2, ceil_mode=True)
+        return F.avg_pool2d(F.avg_pool2d(x, 2, stride=1), 2, stride=2)
 
 
 class Bottleneck(nn.Module):

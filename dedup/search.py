@@ -242,13 +242,23 @@ def nearest(queries: np.ndarray, base: np.ndarray, ids: Sequence[str], k: int) -
     """
     import faiss
 
-    # In order of ids, FAISS keeps the smaller id where similarities are equal.
+    # In order of ids, a smaller place is a smaller id.
     order = np.argsort(np.array(ids, dtype=object), kind="stable")
+    base, queries = np.ascontiguousarray(base[order]), np.ascontiguousarray(queries)
     index = faiss.IndexFlatIP(base.shape[1])
-    index.add(np.ascontiguousarray(base[order]))
-    similarity, places = index.search(np.ascontiguousarray(queries), min(k, len(ids)))
+    index.add(base)
+    similarity, places = index.search(queries, min(k + 1, len(ids)))
+    similarity = np.round(similarity, DECIMALS)
+    if len(ids) > k:
+        # FAISS keeps any of several equal rows: where the cut falls among equals, all are compared again.
+        torn = np.flatnonzero(similarity[:, k - 1] == similarity[:, k])
+        for start in range(0, len(torn), 256):
+            rows = torn[start : start + 256]
+            every = np.round(queries[rows] @ base.T, DECIMALS)
+            chosen = np.argsort(-every, axis=1, kind="stable")[:, : k + 1]
+            places[rows], similarity[rows] = chosen, np.take_along_axis(every, chosen, axis=1)
     found = np.array(ids, dtype=object)[order][places]
-    return _best([Nearest(similarity=np.round(similarity, DECIMALS), ids=found)], k)
+    return _best([Nearest(similarity=similarity, ids=found)], k)
 
 
 def _best(parts: Sequence[Nearest], k: int) -> Nearest:
@@ -274,9 +284,11 @@ class MergeNearest(beam.CombineFn):
         """Nothing seen yet."""
         return []
 
-    def add_input(self, accumulator: list[Nearest], element: Nearest, *_: Any, **__: Any) -> list[Nearest]:
+    def add_input(
+        self, mutable_accumulator: list[Nearest], element: Nearest, *_: Any, **__: Any
+    ) -> list[Nearest]:
         """Takes one block's neighbours in."""
-        return [_best([*accumulator, element], self.k)]
+        return [_best([*mutable_accumulator, element], self.k)]
 
     def merge_accumulators(self, accumulators: Iterable[list[Nearest]], *_: Any, **__: Any) -> list[Nearest]:
         """Merges what several workers saw."""

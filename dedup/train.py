@@ -168,7 +168,7 @@ def fit(
                     "the loss is not a number", where=f"step {step}", hint="lower learning_rate"
                 )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             seen.append((float(loss.detach()), float(accuracy)))
             progress.update(1, note=f"loss {seen[-1][0]:.3f}")

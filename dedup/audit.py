@@ -1,0 +1,90 @@
+"""``wit dedup audit``: embed, search and report in one go; each finished part is kept when the command is repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeVar
+
+from dedup import embed, images, report, search
+from dedup.config import AuditConfig, EmbedConfig, ReportConfig, SearchConfig
+from pipeline.core import beam as stages
+from pipeline.core import paths
+from pipeline.core.errors import StageFailedError, UsageError
+from pipeline.core.manifest import Manifest
+from pipeline.core.stage import RunOptions, StageResult, run_stage
+
+STAGE = "dedup audit"
+TRAIN, EVAL, NEIGHBOURS = "train-embeddings", "eval-embeddings", "neighbours"
+ResultT = TypeVar("ResultT")
+
+
+def run(config: AuditConfig, out: str, options: RunOptions) -> Manifest | None:
+    """Runs the command; see :func:`pipeline.core.stage.run_stage`."""
+    if not config.train or not config.eval:
+        raise UsageError("an audit needs both sides", expected="--train PATH… --eval PATH…")
+    detector = embed.require_detector(config.detector)
+    _check_names(config)
+    inputs = [*config.train, *config.eval, detector, *config.predictions]
+    if config.thresholds:
+        inputs.append(config.thresholds)
+
+    def body(folder: str) -> StageResult:
+        return audit(config, folder, options)
+
+    return run_stage(
+        body,
+        stage=STAGE,
+        contract=report.CONTRACT,
+        config=config,
+        inputs=inputs,
+        out=out,
+        options=options,
+        owned=(f"{TRAIN}/*", f"{EVAL}/*", f"{NEIGHBOURS}/*", report.OVERLAP_JSON, report.OVERLAP_HTML),
+        resumable=True,
+    )
+
+
+def _check_names(config: AuditConfig) -> None:
+    names: dict[str, str] = {}
+    for path in config.eval:
+        name = images.dataset_name(path)
+        if names.setdefault(name, path) != path:
+            raise UsageError(
+                f"two evaluation sets are called {name!r}",
+                where=path,
+                found=f"also {names[name]}",
+                hint="rename a folder, or use `wit dedup embed --dataset` and `wit dedup search`",
+            )
+
+
+def audit(config: AuditConfig, out: str, options: RunOptions) -> StageResult:
+    """Runs the parts into folders below ``out`` and writes the report into ``out`` itself."""
+    within = dataclasses.replace(options, overwrite=True)
+    train, neighbours = paths.join(out, TRAIN), paths.join(out, NEIGHBOURS)
+    _done(
+        embed.run(
+            EmbedConfig(
+                images=config.train, detector=config.detector, dataset="train", threads=config.threads
+            ),
+            train,
+            within,
+        )
+    )
+    evals = []
+    for path in config.eval:
+        folder = paths.join(out, EVAL, images.dataset_name(path))
+        one = EmbedConfig(images=(path,), detector=config.detector, threads=config.threads)
+        _done(embed.run(one, folder, within))
+        evals.append(folder)
+    found = SearchConfig(train=train, eval=tuple(evals), k=config.k, threads=config.threads)
+    _done(search.run(found, neighbours, within))
+    written = report.write_report(
+        ReportConfig(neighbours=neighbours, thresholds=config.thresholds, predictions=config.predictions), out
+    )
+    return dataclasses.replace(written, engine=stages.engine(stages.pipeline_options(options.beam)))
+
+
+def _done(made: Manifest | None) -> Manifest:
+    if made is None:
+        raise StageFailedError("a part of the audit did nothing")
+    return made

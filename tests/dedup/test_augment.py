@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dedup.augment import AugmentConfig, augment, jitter_hsv, rotate
+from pipeline.core.fakes import picture
+
+
+@settings(max_examples=40, deadline=None)
+@given(width=st.integers(1, 70), height=st.integers(1, 70), seed=st.integers(0, 2**64))
+def test_any_size_gives_an_rgb_picture_that_the_seed_decides(width: int, height: int, seed: int) -> None:
+    image = picture("red", "cross", size=80).resize((width, height))
+    first, second = (augment(image, AugmentConfig(), seed) for _ in range(2))
+    assert first.mode == "RGB"
+    assert first.tobytes() == second.tobytes()
+
+
+def test_seeds_differ() -> None:
+    image = picture("red", "circle", size=64)
+    assert len({augment(image, AugmentConfig(), seed).tobytes() for seed in range(20)}) == 20
+
+
+def test_probability_nought_leaves_the_picture_alone() -> None:
+    image = picture("blue", "square", size=64)
+    assert augment(image, AugmentConfig(probability=0), 3).tobytes() == image.tobytes()
+
+
+def test_hue_goes_round_the_circle() -> None:
+    red = Image.new("RGB", (4, 4), (250, 0, 0))
+    turned = jitter_hsv(red, hue=1 / 3, saturation=1, value=1).getpixel((0, 0))
+    assert isinstance(turned, tuple)
+    assert np.argmax(turned) == 1
+    assert jitter_hsv(red, hue=0, saturation=1, value=0.5).getpixel((0, 0)) == (125, 0, 0)
+
+
+def test_rotation_fills_with_the_corner() -> None:
+    image = Image.new("RGB", (32, 32), (10, 200, 30))
+    turned = np.asarray(rotate(image, 5, Image.Resampling.BICUBIC))
+    assert (turned == (10, 200, 30)).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"min_crop": 0}, {"max_aspect": 0.5}, {"min_scale": 3.0}, {"min_jpeg_quality": 0}, {"probability": 2}],
+)
+def test_impossible_strengths_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        AugmentConfig(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dedup import images
+from dedup.config import EmbedConfig
+from dedup.embed import run
+from pipeline.cli import main
+from pipeline.core import manifest, tables
+from pipeline.core.contracts import EMBEDDINGS
+from pipeline.core.stage import RunOptions
+
+QUIET = RunOptions(quiet=True)
+TWO = RunOptions(quiet=True, beam=("--direct_num_workers=2", "--direct_running_mode=multi_processing"))
+
+
+def test_shards_give_pair_ids(shards: str, detector: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    run(EmbedConfig(images=(shards,), detector=detector), out, QUIET)
+    found = tables.read_folder(out, EMBEDDINGS)
+    files = [f"{shards}/{i:05d}.parquet" for i in range(3)]
+    expected = tables.read_files(files, columns=["pair_id"]).column("pair_id").to_pylist()
+    assert sorted(found.column("id").to_pylist()) == sorted(expected)
+    assert set(found.column("dataset").to_pylist()) == {"shards"}
+    values = np.array(found.column("embedding").to_pylist())
+    assert np.linalg.norm(values, axis=1) == pytest.approx(np.ones(60), abs=1e-5)
+    done, made = manifest.read(out), manifest.read(detector)
+    for key in ("detector_sha256", "dimension", "threshold"):
+        assert done.extra[key] == made.extra[key]
+
+
+def test_image_folders_give_paths_and_labels(folder: str, detector: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    run(EmbedConfig(images=(folder,), detector=detector), out, QUIET)
+    rows = tables.read_folder(out, EMBEDDINGS).to_pylist()
+    assert {r["id"]: r["label"] for r in rows}["red/00.png"] == "red"
+    assert {r["dataset"] for r in rows} == {"shapes"}
+
+
+def test_workers_change_no_byte(shards: str, detector: str, tmp_path: Path) -> None:
+    for name, options in (("one", QUIET), ("two", TWO)):
+        run(EmbedConfig(images=(shards,), detector=detector), str(tmp_path / name), options)
+    one, two = ((tmp_path / n / "part-00000.parquet").read_bytes() for n in ("one", "two"))
+    assert one == two
+
+
+def test_bad_pictures_are_dropped_rows(folder: str, detector: str, tmp_path: Path) -> None:
+    root = tmp_path / "mixed"
+    shutil.copytree(folder, root)
+    (root / "red" / "broken.png").write_bytes((root / "red" / "00.png").read_bytes()[:60])
+    (root / "empty.jpg").write_bytes(b"")
+    done = run(EmbedConfig(images=(str(root),), detector=detector), str(tmp_path / "out"), QUIET)
+    assert done is not None
+    assert (done.rows_in, done.rows, done.dropped) == (26, 24, {"unreadable-image": 2})
+    lost = tables.read_files([str(tmp_path / "out" / "dropped" / "part-00000.parquet")])
+    assert lost.column("id").to_pylist() == ["empty.jpg", "red/broken.png"]
+
+
+def test_a_truncated_shard_loses_its_rest_only(shards: str, detector: str, tmp_path: Path) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    whole = (copy / "00001.tar").read_bytes()
+    (copy / "00001.tar").write_bytes(whole[: len(whole) // 2])
+    done = run(EmbedConfig(images=(str(copy),), detector=detector), str(tmp_path / "out"), QUIET)
+    assert done is not None
+    assert done.rows_in == 60
+    assert 35 <= done.rows < 60
+    assert set(done.dropped) == {"missing-image"}
+
+
+def test_tables_of_pictures(folder: str, detector: str, tmp_path: Path) -> None:
+    files = sorted(Path(folder).rglob("*.png"))
+    table = pa.table(
+        {
+            "id": [f.name for f in files] + ["none"],
+            "image": [{"bytes": f.read_bytes(), "path": None} for f in files] + [None],
+            "label": pa.array([3] * len(files) + [None], pa.int64()),
+        }
+    )
+    pq.write_table(table, tmp_path / "pictures.parquet", row_group_size=10)
+    out = str(tmp_path / "out")
+    config = EmbedConfig(images=(str(tmp_path / "pictures.parquet"),), detector=detector, dataset="x")
+    done = run(config, out, QUIET)
+    assert done is not None
+    assert (done.rows, done.dropped) == (24, {"missing-image": 1})
+    rows = tables.read_folder(out, EMBEDDINGS).to_pylist()
+    assert (rows[0]["label"], rows[0]["dataset"]) == ("3", "x")
+
+
+def test_without_a_detector(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dedup", "embed", "--images", folder, "--out", str(tmp_path / "o")]) == 2
+    assert "train one with `wit dedup train" in capsys.readouterr().err
+
+
+def test_bad_inputs_stop_with_one_line(
+    folder: str, shards: str, detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(shards, unfinished)
+    (unfinished / "manifest.json").unlink()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "table.parquet").write_bytes(b"PAR1 and no more")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
+    cases = [
+        (str(tmp_path / "no"), "no such pictures"),
+        (str(tmp_path / "empty"), "holds no pictures"),
+        (str(unfinished), "no manifest.json"),
+        (detector, "another contract"),
+        (str(tmp_path / "table.parquet"), "not a readable Parquet file"),
+        (str(tmp_path / "other.parquet"), "not a table of pictures"),
+    ]
+    for place, message in cases:
+        words = ["--images", place, "--detector", detector, "--out", str(tmp_path / "o")]
+        assert main(["dedup", "embed", *words]) == 1, place
+        line = capsys.readouterr().err.strip()
+        assert message in line
+        assert "\n" not in line
+    words = ["--images", folder, "--detector", str(tmp_path / "empty"), "--out", str(tmp_path / "o")]
+    assert main(["dedup", "embed", *words]) == 1
+    assert "no detector here" in capsys.readouterr().err
+
+
+def test_equal_ids_in_one_data_set_are_refused(folder: str, tmp_path: Path) -> None:
+    copy = tmp_path / "shapes"
+    shutil.copytree(folder, copy)
+    with pytest.raises(Exception, match="have the id"):
+        images.plan([folder, str(copy)])
+
+
+def test_single_files_and_globs(folder: str) -> None:
+    chunks = images.plan([f"{folder}/red/00.png", f"{folder}/blue/*.png"])
+    assert [(c.dataset, len(c.names)) for c in chunks] == [("blue", 3), ("red", 1)]

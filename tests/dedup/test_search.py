@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dedup.config import SearchConfig
+from dedup.embed import embeddings_contract, vectors_to_arrow
+from dedup.search import DECIMALS, MergeNearest, nearest, run
+from pipeline.cli import main
+from pipeline.core import manifest, paths, tables
+from pipeline.core.contracts import EMBEDDINGS, NEIGHBOURS
+from pipeline.core.fakes import fake_folder, finished_folder
+from pipeline.core.stage import RunOptions
+
+QUIET = RunOptions(quiet=True)
+
+
+def _unit(rows: int, dimension: int, seed: int) -> np.ndarray:
+    made = np.random.default_rng(seed).normal(size=(rows, dimension)).astype(np.float32)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def _table(values: np.ndarray, ids: list[str], dataset: str) -> pa.Table:
+    return pa.table({"id": ids, "dataset": [dataset] * len(ids), "embedding": vectors_to_arrow(values)})
+
+
+def _folder(path: Path, values: np.ndarray, *, dataset: str = "d", **extra: object) -> str:
+    contract = embeddings_contract(values.shape[1])
+    ids = [f"{dataset}{i:04d}" for i in range(len(values))]
+    return finished_folder(str(path), contract, _table(values, ids, dataset), **extra)
+
+
+def _brute(queries: np.ndarray, base: np.ndarray, ids: list[str], k: int) -> list[list[str]]:
+    likeness = np.round(queries @ base.T, DECIMALS)
+    return [sorted(ids, key=lambda i: (-row[ids.index(i)], i))[:k] for row in likeness]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.integers(1, 40), k=st.integers(1, 12), cuts=st.lists(st.integers(1, 39), max_size=4),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_cutting_the_training_set_leaves_no_trace(rows: int, k: int, cuts: list[int], seed: int) -> None:
+    # Few values and few dimensions: many exact ties.
+    base = np.random.default_rng(seed).integers(-1, 2, (rows, 3)).astype(np.float32)
+    queries = np.random.default_rng(seed + 1).integers(-1, 2, (5, 3)).astype(np.float32)
+    ids = [f"id{i * 7 % 101:03d}" for i in range(rows)]
+    merge = MergeNearest(k)
+    state = merge.create_accumulator()
+    edges = sorted({0, rows, *(c for c in cuts if c < rows)})
+    for start, end in itertools.pairwise(edges):
+        state = merge.add_input(state, nearest(queries, base[start:end], ids[start:end], k))
+    found = merge.extract_output(state)
+    assert found.ids.tolist() == _brute(queries, base, ids, k)
+
+
+def test_a_thousand_identical_pictures_are_ordered_by_id() -> None:
+    same = np.repeat(_unit(1, 64, 0), 1000, axis=0)
+    ids = [f"{i * 379 % 1000:04d}" for i in range(1000)]
+    found = nearest(same[:30], same, ids, 10)
+    assert found.ids.tolist() == [[f"{i:04d}" for i in range(10)]] * 30
+
+
+def test_end_to_end_is_exact_and_adds_up(tmp_path: Path) -> None:
+    base, queries = _unit(50, 8, 1), _unit(7, 8, 2)
+    train = _folder(tmp_path / "train", base, dataset="t", detector_sha256="x", threshold=0.8)
+    first = _folder(tmp_path / "a", queries, dataset="a", detector_sha256="x", threshold=0.8)
+    second = _folder(tmp_path / "b", queries[:3], dataset="b", detector_sha256="x", threshold=0.8)
+    out = str(tmp_path / "out")
+    run(SearchConfig(train=train, eval=(first, second), k=4, block_rows=9), out, QUIET)
+    found = tables.read_folder(out, NEIGHBOURS).to_pylist()
+    ids = [f"t{i:04d}" for i in range(50)]
+    expected = _brute(queries, base, ids, 4)
+    got: dict[str, list[str]] = {}
+    for row in sorted(found, key=lambda r: (r["eval_id"], r["rank"])):
+        got.setdefault(row["eval_id"], []).append(row["pair_id"])
+    assert got == {f"{d}{i:04d}": expected[i] for d, n in (("a", 7), ("b", 3)) for i in range(n)}
+    done = manifest.read(out)
+    assert (done.rows, done.rows_in) == (40, 40)
+    assert (done.extra["threshold"], done.extra["eval_rows"]) == (0.8, {"a": 7, "b": 3})
+
+
+def test_block_size_and_workers_change_no_byte(tmp_path: Path) -> None:
+    train = _folder(tmp_path / "train", _unit(300, 16, 1), dataset="t")
+    evals = _folder(tmp_path / "eval", _unit(40, 16, 2), dataset="e")
+    two = RunOptions(quiet=True, beam=("--direct_num_workers=2", "--direct_running_mode=multi_processing"))
+    outs = []
+    for name, rows, options in (("one", 300, QUIET), ("small", 37, QUIET), ("two", 37, two)):
+        out = str(tmp_path / name)
+        run(SearchConfig(train=train, eval=(evals,), block_rows=rows), out, options)
+        outs.append((tmp_path / name / "part-00000.parquet").read_bytes())
+    assert outs[0] == outs[1] == outs[2]
+
+
+def test_fewer_training_pictures_than_k(tmp_path: Path) -> None:
+    train = _folder(tmp_path / "train", _unit(2, 8, 1), dataset="t")
+    evals = _folder(tmp_path / "eval", _unit(3, 8, 2), dataset="e")
+    done = run(SearchConfig(train=train, eval=(evals,)), str(tmp_path / "out"), QUIET)
+    assert done is not None
+    assert done.rows == 6
+
+
+@pytest.mark.parametrize("empty", ["train", "eval"])
+def test_an_empty_side_gives_no_neighbours(tmp_path: Path, empty: str) -> None:
+    sides = {
+        n: _folder(tmp_path / n, _unit(0 if n == empty else 3, 8, 1), dataset=n) for n in ("train", "eval")
+    }
+    done = run(SearchConfig(train=sides["train"], eval=(sides["eval"],)), str(tmp_path / "out"), QUIET)
+    assert done is not None
+    assert done.rows == 0
+
+
+def test_variable_length_lists_are_read_too(tmp_path: Path) -> None:
+    train = fake_folder(str(tmp_path / "train"), EMBEDDINGS, 20)
+    evals = fake_folder(str(tmp_path / "eval"), EMBEDDINGS, 5, seed=0)
+    run(SearchConfig(train=train, eval=(evals,)), str(tmp_path / "out"), QUIET)
+    found = tables.read_folder(str(tmp_path / "out"), NEIGHBOURS).to_pylist()
+    assert all(r["pair_id"] == r["eval_id"] and r["similarity"] == 1 for r in found if r["rank"] == 0)
+
+
+def _bad(values: np.ndarray, value: float) -> np.ndarray:
+    values[2, 3] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("side", "values", "message"),
+    [
+        ("eval", _bad(_unit(5, 8, 3), np.nan), "NaN or infinity"),
+        ("train", _bad(_unit(5, 8, 3), np.inf), "NaN or infinity"),
+        ("train", _unit(5, 8, 3) * 2, "not L2-normalised"),
+        ("train", _unit(5, 12, 3), "different dimensions"),
+    ],
+)
+def test_bad_embeddings_stop_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], side: str, values: np.ndarray, message: str
+) -> None:
+    sides = {"train": _unit(5, 8, 1), "eval": _unit(5, 8, 2), side: values}
+    folders = {name: _folder(tmp_path / name, v, dataset=name) for name, v in sides.items()}
+    words = ["--train", folders["train"], "--eval", folders["eval"], "--out", str(tmp_path / "out")]
+    assert main(["dedup", "search", *words]) == 1
+    line = capsys.readouterr().err.strip()
+    assert message in line
+    assert "\n" not in line
+    assert not paths.exists(str(tmp_path / "out" / "manifest.json"))
+
+
+def test_different_detectors_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = _folder(tmp_path / "train", _unit(3, 8, 1), dataset="t", detector_sha256="x")
+    evals = _folder(tmp_path / "eval", _unit(3, 8, 2), dataset="e", detector_sha256="y")
+    assert main(["dedup", "search", "--train", train, "--eval", evals, "--out", str(tmp_path / "o")]) == 1
+    assert "different detectors" in capsys.readouterr().err
+
+
+def test_the_same_evaluation_set_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = _folder(tmp_path / "train", _unit(3, 8, 1), dataset="t")
+    assert (
+        main(["dedup", "search", "--train", train, "--eval", train, train, "--out", str(tmp_path / "o")]) == 1
+    )
+    assert "there twice" in capsys.readouterr().err
+
+
+def test_other_tables_and_missing_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = fake_folder(str(tmp_path / "n"), NEIGHBOURS, 3)
+    out = ["--out", str(tmp_path / "o")]
+    assert main(["dedup", "search", "--train", wrong, "--eval", wrong, *out]) == 1
+    assert "expected embeddings/1" in capsys.readouterr().err
+    assert main(["dedup", "search", "--train", wrong, *out]) == 2
+    assert "needs both sides" in capsys.readouterr().err
+    assert main(["dedup", "search", "--train", str(tmp_path / "no"), "--eval", wrong, *out]) == 1
+    assert "wit dedup embed" not in capsys.readouterr().out
+
+
+def test_files_hold_fixed_size_lists(tmp_path: Path) -> None:
+    _folder(tmp_path / "a", _unit(3, 8, 1))
+    kind = pq.read_schema(tmp_path / "a" / "part-00000.parquet").field("embedding").type
+    assert pa.types.is_fixed_size_list(kind)
+    assert kind.list_size == 8
