@@ -45,7 +45,8 @@ def fake_table(contract: Contract, rows: int, *, seed: int = 0) -> pa.Table:
         NEIGHBOURS.id: _neighbours,
         PREDICTIONS.id: _predictions,
     }
-    return contract.conform(pa.Table.from_pylist(makers[contract.id](rows, random.Random(seed))))
+    made = makers[contract.id](rows, random.Random(seed))
+    return contract.conform(pa.Table.from_pylist(made) if made else contract.empty())
 
 
 def fake_folder(folder: str, contract: Contract, rows: int, *, seed: int = 0) -> str:

@@ -121,7 +121,7 @@ def serve(world: Path, port: int) -> Iterator[list[str]]:
                 raise UsageError(
                     "cannot serve the small world on this port",
                     where=f"127.0.0.1:{port + i}",
-                    found=str(error),
+                    found=getattr(error, "strerror", None) or error,
                     hint="pass --port with three free ports in a row",
                 ) from error
         for server in servers:
