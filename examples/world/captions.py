@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from sources import Concept
+from examples.world.sources import Concept
 
 DISPLAY_NAMES = {"openmoji": "OpenMoji", "twemoji": "Twemoji", "fluent": "Fluent"}
 

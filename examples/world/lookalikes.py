@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 
-from make_files import flatten
 from PIL import Image
-from sources import EVALUATION_DESIGNER, WEB_DESIGNERS
+
+from examples.world.make_files import flatten
+from examples.world.sources import EVALUATION_DESIGNER, WEB_DESIGNERS
 
 LOOKALIKE_COLUMNS = ("eval_id", "like", "distance")
 SIDE = 24

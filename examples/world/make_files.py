@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from sources import WEB_DESIGNERS, Concept, IconSet
+
+from examples.world.sources import WEB_DESIGNERS, Concept, IconSet
 
 LEAK_SHARE = 0.05
 BOMB_SIDE = 12_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sources import DESIGNERS, PACKAGES, WEB_DESIGNERS, Packages
+from examples.world.sources import DESIGNERS, PACKAGES, WEB_DESIGNERS, Packages
 
 LICENCES = ("CC-BY-SA-4.0", "CC-BY-4.0", "CC-BY-SA-3.0", "Apache-2.0", "Unicode-3.0")
 FLUENT_LICENCE = """MIT License
@@ -70,7 +70,7 @@ npm pack @iconify-json/openmoji@1.2.29 @iconify-json/twemoji@1.2.5 \\
   @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/noto@1.2.9 emojibase-data@17.0.0 spdx-license-list@6.12.0
 pip download --no-deps --python-version 3.11 --only-binary :all: gensim==4.4.0
 cd .. && pip install pillow==12.3.0 resvg-py==0.5.0
-python examples/world/make_world.py --packages packages --out examples/world
+python -m examples.world.make_world --packages packages --out examples/world
 ```
 The same packages give the same bytes. `--keep-pictures` does not render the pictures again.
 

@@ -12,7 +12,8 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from PIL import Image
-from sources import (
+
+from examples.world.sources import (
     DESIGNERS,
     EVALUATION_DESIGNER,
     Concept,

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from sources import ENWIKI_MEMBER, Packages
+from examples.world.sources import ENWIKI_MEMBER, Packages
 
 VIEWS_PER_LINK = 30
 # Titles that the cut only links to: kept from this many links on.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from captions import (
+from examples.world.captions import (
     DECORATIVE,
     LANGUAGES,
     REPEATED,
@@ -19,8 +19,8 @@ from captions import (
     good_caption,
     good_title,
 )
-from lookalikes import LOOKALIKE_COLUMNS, find_lookalikes
-from make_files import (
+from examples.world.lookalikes import LOOKALIKE_COLUMNS, find_lookalikes
+from examples.world.make_files import (
     TRACKER,
     ExtraFile,
     Leak,
@@ -31,8 +31,17 @@ from make_files import (
     other_formats,
     reserved_files,
 )
-from pages import FIGURE_STYLES, SITE_NAMES, Page, Shot, authority, render_page
-from sources import WEB_DESIGNERS, Concept, IconSet, Packages, locale_labels, read_zip, write_tsv, write_zip
+from examples.world.pages import FIGURE_STYLES, SITE_NAMES, Page, Shot, authority, render_page
+from examples.world.sources import (
+    WEB_DESIGNERS,
+    Concept,
+    IconSet,
+    Packages,
+    locale_labels,
+    read_zip,
+    write_tsv,
+    write_zip,
+)
 
 SEED = "wit small world 1"
 PAGE_LENGTH = 36

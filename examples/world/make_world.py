@@ -1,6 +1,6 @@
 """Makes the small world of `wit demo` from packages of the public registries.
 
-    python examples/world/make_world.py --packages DIR --out examples/world
+    python -m examples.world.make_world --packages DIR --out examples/world
 
 README.md, which this script writes too, says how to get the packages. The same packages, Pillow and
 renderer give the same bytes. A developer runs this once; its result is part of the repository.
@@ -12,11 +12,11 @@ import argparse
 import shutil
 from pathlib import Path
 
-from make_notes import make_notes
-from make_pictures import make_pictures
-from make_text import make_text
-from make_web import make_web
-from sources import Concept, Packages
+from examples.world.make_notes import make_notes
+from examples.world.make_pictures import make_pictures
+from examples.world.make_text import make_text
+from examples.world.make_web import make_web
+from examples.world.sources import Concept, Packages
 
 
 def read_concepts(out: Path) -> list[Concept]:

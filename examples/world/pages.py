@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
 
-from sources import WEB_DESIGNERS, Concept
+from examples.world.sources import WEB_DESIGNERS, Concept
 
 FIRST_PORT = 8731
 SITE_NAMES = {
