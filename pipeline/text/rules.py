@@ -44,20 +44,27 @@ _CAMERA: Final = (
     ),
 )
 # Texts that stand for any image: what templates put there, and what images are for.
-BOILERPLATE: Final = frozenset(
-    """
-    advertisement|avatar|background|background image|banner|blank|button|caption|click|click for larger image
-    |click here|click image to enlarge|click to enlarge|click to enlarge image|click to view|click to zoom|close
-    |cover|cover image|default|default image|download|embedded image permalink|enlarge|enlarge image|favicon
-    |feature image|featured image|figure|header|header image|hero|hero image|icon|image|image description
-    |image not available|image not found|image placeholder|image result|image unavailable|images|img|lazy image
-    |lazy loaded|lightbox|loading|loading image|logo|main image|menu|more|next|no image|no image available|no photo
-    |none|null|open image|photo|photo not available|photos|pic|picture|pictures|pixel|placeholder|placeholder image
-    |play|post image|preview|previous|product image|profile|profile image|profile photo|profile picture|screenshot
-    |search|separator|share|site logo|slide|slider|spacer|stock photo|thumb|thumbnail|thumbnail image|tracking pixel
-    |transparent|undefined|untitled|user avatar|video|video thumbnail|view image|view larger image|website logo
-    """.replace("\n", "").replace("    ", "").split("|")
+# What cameras write into an image's description by default, and web software copies into its texts.
+_CAMERA_NAMES: Final = frozenset(
+    ("sony dsc", "olympus digital camera", "konica minolta digital camera", "kodak digital still camera",
+     "samsung digital camera", "digital camera", "exif jpeg picture", "samsung csc", "dcim", "casio computer co ltd")
 )  # fmt: skip
+_BOILERPLATE = """
+    advertisement | avatar | background | background image | banner | blank | button | caption | click |
+    click for larger image | click here | click image to enlarge | click to enlarge | click to enlarge image |
+    click to view | click to zoom | close | cover | cover image | default | default image | download |
+    embedded image permalink | enlarge | enlarge image | favicon | feature image | featured image | figure |
+    header | header image | hero | hero image | icon | image | image description | image not available |
+    image not found | image placeholder | image result | image unavailable | images | img | lazy image |
+    lazy loaded | lightbox | loading | loading image | logo | main image | menu | more | next | no image |
+    no image available | no photo | none | null | open image | photo | photo not available | photos | pic |
+    picture | pictures | pixel | placeholder | placeholder image | play | post image | preview | previous |
+    product image | profile | profile image | profile photo | profile picture | screenshot | search |
+    separator | share | share on facebook | share on twitter | site logo | slide | slider | spacer |
+    stock photo | thumb | thumbnail | thumbnail image | tracking pixel | transparent | undefined | untitled |
+    user avatar | video | video thumbnail | view image | view larger image | website logo
+"""
+BOILERPLATE: Final = frozenset(entry.strip() for entry in _BOILERPLATE.split("|"))
 _PREFIXES: Final = ("click to enlarge ", "click to view ", "image may contain: ", "embedded image permalink")
 
 MIN_CHARS: Final = 3
@@ -82,8 +89,12 @@ def file_name(text: str) -> str | None:
 
 
 def camera_settings(text: str) -> str | None:
-    """Exposure data as a description: CLIP paper section 2.2. One hit alone may be "a 50 mm lens"."""
-    return "camera_settings" if sum(1 for p in _CAMERA if p.search(text)) >= 2 else None
+    """Exposure data (CLIP paper section 2.2) or a camera's own text as a description.
+
+    One hit of exposure data alone may be "a 50 mm lens".
+    """
+    hits = sum(1 for p in _CAMERA if p.search(text))
+    return "camera_settings" if hits >= 2 or " ".join(tokens(text)) in _CAMERA_NAMES else None
 
 
 def boilerplate(text: str) -> str | None:
