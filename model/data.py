@@ -118,6 +118,7 @@ def read_index(folders: Sequence[str]) -> Index:
     pair_ids: list[str] = []
     captions: list[str] = []
     dropped: list[tuple[str, str, str]] = []
+    rows_in = 0
     for parquet in shard_files(folders):
         SHARDS.check(tables.read_schema(parquet), where=parquet)
         tar = parquet.removesuffix(".parquet") + ".tar"
@@ -130,6 +131,7 @@ def read_index(folders: Sequence[str]) -> Index:
             ):
                 if status != "success":
                     continue
+                rows_in += 1
                 if not caption.strip():
                     dropped.append(("empty_caption", pair, f"{tar} {key}"))
                 elif key not in members:
@@ -154,7 +156,7 @@ def read_index(folders: Sequence[str]) -> Index:
         group=np.unique(np.array(pictures), return_inverse=True)[1].astype(np.int64),
         pair_ids=pa.array(pair_ids),
         captions=pa.array(captions, pa.large_string()),
-        rows_in=len(shard) + len(dropped),
+        rows_in=rows_in,
         dropped=tuple(dropped),
     )
 

@@ -192,7 +192,7 @@ PAPER: dict[str, Preset] = {
 _SMALL_TEXT = TextConfig(width=128, heads=2, layers=1)
 
 SMALL: dict[str, Preset] = {
-    "RN-mini": _resnet(128, 48, (1, 1, 1), 32, _SMALL_TEXT, 1e-3),
+    "RN-mini": _resnet(128, 48, (1, 1, 1), 16, _SMALL_TEXT, 2e-3),
     "RN-tiny": _resnet(64, 32, (1, 1), 16, TextConfig(width=64, heads=1, layers=1), 2e-3),
     "ViT-tiny": _vit(64, 32, 8, 2, 64, TextConfig(width=64, heads=1, layers=1), 1e-3, 32),
 }

@@ -244,7 +244,15 @@ class Trainer:
         self.step = state["step"]
         self.loader.corrupt = dict(state["corrupt"])
         self.loader.go_to(state["epoch"], state["place"])
-        written = paths.read_bytes(paths.join(self.folder, METRICS)).decode().splitlines()
-        self.metrics = written[: self.step]
+        path = paths.join(self.folder, METRICS)
+        self.metrics = paths.read_bytes(path).decode().splitlines()[: self.step]
+        if len(self.metrics) != self.step:
+            raise InputError(
+                "the metrics do not reach to the checkpoint",
+                where=path,
+                expected=f"{self.step} lines",
+                found=len(self.metrics),
+                hint=f"remove {checkpoint.STATE} to start over",
+            )
         last: dict[str, float] = json.loads(self.metrics[-1])
         return last

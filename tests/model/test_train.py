@@ -118,6 +118,19 @@ def test_other_settings_start_over(shards: str, tmp_path: Path, monkeypatch: pyt
     ).read_bytes()
 
 
+def test_metrics_that_do_not_reach_to_the_checkpoint(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m"
+    with monkeypatch.context() as patch:
+        patch.setattr("model.train.checkpoint.save_model", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(shards), str(out), QUIET)
+    (out / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(InputError, match=r"metrics.*expected 12 lines, found 1; remove training.pt"):
+        run(config(shards), str(out), QUIET)
+
+
 def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
