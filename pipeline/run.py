@@ -9,8 +9,8 @@ stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import json
 import re
 import sys
 import time
@@ -25,8 +25,10 @@ from pipeline.core import config as configuration
 from pipeline.core import manifest, paths
 from pipeline.core.command import Command, Task, lookup
 from pipeline.core.errors import ConfigError, UsageError
+from pipeline.core.options import RunOptions
 from pipeline.core.progress import duration
-from pipeline.core.stage import RunOptions
+from pipeline.report import results, write_report
+from pipeline.report.figures import AbsentError, open_run
 
 EVALUATION_TASKS = ("zero-shot",)
 TABLES = ("run", "queries", "candidates", "select", "fetch", "dedup", "train", "evaluation")
@@ -135,8 +137,6 @@ def run_document(
         run_step(step, out, options)
         if not options.quiet:
             print(f"  {duration(time.monotonic() - started)}", file=sys.stderr)
-    from pipeline.report import write_report
-
     page = write_report(out)
     if not options.quiet:
         print(figures(out))
@@ -272,29 +272,17 @@ def figures(out: str) -> str:
     ):
         if paths.exists(paths.join(out, folder, manifest.NAME)):
             rows.append((label, f"{manifest.read(paths.join(out, folder)).rows:,}"))
-    scores = paths.join(out, "scores")
-    for file in paths.list_files(scores, suffixes=("scores.json",)) if paths.exists(scores) else []:
-        found = json.loads(paths.read_bytes(file))
-        top1 = found["metrics"]["top1"]
-        rows.append(
-            (
-                f"{found['task']} {found['dataset']}",
-                f"top-1 {top1:.1%} of {found['n']:,} (chance {found['chance']:.2%})",
-            )
-        )
-    overlap = paths.join(out, "overlaps", "overlap.json")
-    if paths.exists(overlap):
-        for found in _overlaps(json.loads(paths.read_bytes(overlap))):
+    finished = open_run(out)
+    with contextlib.suppress(AbsentError):
+        for score in results.scores(finished):
+            top1, chance = score.metrics["top1"], score.chance["top1"]
+            figure = f"top-1 {top1:.1%} of {score.n:,} pictures (chance {chance:.2%})"
+            rows.append((f"{score.task} {score.dataset}", figure))
+    with contextlib.suppress(AbsentError):
+        for found in results.overlaps(finished):
             share = f"{found['n_overlap']:,} of {found['n_all']:,} ({found['contamination']:.1%})"
-            rows.append((f"overlap {found['eval_dataset']}", share))
+            rows.append((f"overlap {found['dataset']}", share))
             if found.get("all_minus_clean") is not None:
                 rows.append(("  All - Clean", f"{found['all_minus_clean']:+.2%}"))
     width = max((len(label) for label, _ in rows), default=0)
     return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
-
-
-def _overlaps(document: Any) -> list[dict[str, Any]]:
-    datasets = document["datasets"] if isinstance(document, dict) else document
-    if isinstance(datasets, dict):
-        return [{"eval_dataset": name, **values} for name, values in datasets.items()]
-    return list(datasets)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pipeline.core import config as configuration
 from pipeline.core import paths
+from pipeline.core.options import RunOptions
 from pipeline.core.progress import Progress, duration
-from pipeline.core.stage import RunOptions
 from pipeline.demo import world as small_world
 from pipeline.demo.check import check_leaks
 from pipeline.demo.record import record

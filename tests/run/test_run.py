@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import cli, run
-from pipeline.core.errors import ConfigError
+from pipeline.core.errors import UsageError
 from pipeline.core.options import RunOptions
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
@@ -38,7 +38,7 @@ def plan(text: str) -> list[run.Step]:
     ],
 )
 def test_a_wrong_run_file_is_refused_before_anything_runs(text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UsageError, match=message):
         plan(text)
 
 
@@ -80,7 +80,8 @@ def test_both_demo_files_are_valid() -> None:
         ("[select\n", 2, "not a TOML file"),
         ("[select]\n", 2, "the run has no folder"),
         ("[run]\nout = 'o'\n[select]\n", 1, "wit candidates"),
-        ("[run]\nout = 'o'\nbeam = ['--nonsense=1']\n[candidates]\nwarc = ['x.warc']\n", 1, "x.warc"),
+        ("[run]\nout = 'o'\n[candidates]\nwarc = ['x.warc']\n", 1, "x.warc"),
+        ("[run]\nout = 'o'\nbeam = ['--nonsense=1']\n[candidates]\nwarc = ['x.warc']\n", 2, "--nonsense"),
     ],
 )
 def test_a_failing_run_is_one_line(
