@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -66,7 +67,7 @@ def table_parts(path: str, origin: str, url_column: str, text_column: str) -> li
     if kind == "jsonl":
         return [TablePart(path, origin, kind)]
     if kind != "parquet":
-        with paths.open_input(path) as file:
+        with _open_text(path) as file:
             try:
                 header = next(_lines(file, kind), None)
             except (OSError, EOFError, csv.Error) as error:
@@ -162,7 +163,7 @@ def _lost_rows(origin: str, first: int, count: int, detail: str) -> Iterator[Los
 
 
 def _csv_rows(part: TablePart, url_column: str, text_column: str) -> Iterator[_Row | Lost]:
-    with paths.open_input(part.path) as file:
+    with _open_text(part.path) as file:
         lines = _lines(file, part.kind)
         header = next(lines)
         url, text = header.index(url_column), header.index(text_column)
@@ -187,10 +188,18 @@ def _csv_rows(part: TablePart, url_column: str, text_column: str) -> Iterator[_R
                 yield number, row[url], row[text]
 
 
-def _lines(file: object, kind: str) -> Iterator[list[str]]:
+@contextlib.contextmanager
+def _open_text(path: str) -> Iterator[io.TextIOWrapper]:
+    with (
+        paths.open_input(path) as file,
+        io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="") as text,
+    ):
+        yield text
+
+
+def _lines(text: io.TextIOWrapper, kind: str) -> Iterator[list[str]]:
     # The csv module's limit is one number per process; this is the only place that sets it.
     csv.field_size_limit(_FIELD_CHARS)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")  # type: ignore[type-var]
     if kind == "tsv":  # in the field's TSV files a quote is a character like any other
         return csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
     return csv.reader(text)

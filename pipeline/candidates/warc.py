@@ -92,7 +92,7 @@ def open_page(record: RawRecord, max_page_bytes: int) -> OpenedPage | Lost:
             return Lost("not_html", page, block_type)
         return OpenedPage(record.block, (), None)
     message = _http(record.block, max_page_bytes)
-    if message is None:
+    if message is None or message[1] is None:
         return Lost("parse_error", page, "not an HTTP message")
     headers, status, charset, body = message
     content_type = next((v for n, v in headers if n.lower() == "content-type"), "")
@@ -172,6 +172,8 @@ def _block(record: Any, origin: str, wanted: WarcRecordType, max_block_bytes: in
     size = record.content_length
     if size > max_block_bytes + _HEADER_BYTES:
         return Lost("too_large", where, f"{size} bytes")
+    if "Content-Length" not in record.headers:
+        return Lost("parse_error", where, "the record does not say how long it is")
     try:
         block = record.reader.read(size)
     except _DAMAGE as error:
@@ -191,7 +193,8 @@ def _ends_early(file: IO[bytes], offset: int) -> bool:
     """Whether the file is empty or its gzip members from an offset on do not end."""
     kind = _kind(file)
     file.seek(offset)
-    if kind != "gzip":
+    if kind != "gzip":  # there fastwarc itself says so, or the last record is short
+        file.seek(0)
         return not file.read(1)
     member = zlib.decompressobj(31)
     data, inside = file.read(_CHUNK), False
