@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import importlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline.core import config as configuration
 from pipeline.core.errors import UsageError
@@ -72,9 +74,21 @@ def load_function(name: str) -> Callable[..., Any]:
     return loaded
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse that tells wrong usage as one line of ours, with the nearest known flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what argparse would print after a page of usage."""
+        known = [flag for action in self._actions for flag in action.option_strings]
+        unknown = re.search(r"unrecognized arguments: (-\S+)", message)
+        near = difflib.get_close_matches(unknown[1].partition("=")[0], known, n=1) if unknown else []
+        hint = f"did you mean {near[0]}?" if near else f"see `{self.prog} --help`"
+        raise UsageError(message, where=self.prog, hint=hint)
+
+
 def parser(command: Command | Task) -> argparse.ArgumentParser:
     """The command's parser: its own flags and the common ones; abbreviations are not accepted."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         prog=f"wit {command.name}",
         description=command.help,
         allow_abbrev=False,
@@ -101,11 +115,15 @@ def run(command: Command | Task, arguments: Sequence[str], beam_arguments: Seque
 
     Raises:
         WitError: Whatever is wrong, as one line.
-        SystemExit: argparse's own usage errors (status 2).
+        SystemExit: ``--help`` was asked for.
     """
     if beam_arguments and not command.beam:
         raise UsageError(f"wit {command.name} takes no Beam options", found=" ".join(beam_arguments))
     args = parser(command).parse_args(list(arguments))
+    if beam_arguments:
+        from pipeline.core.beam import pipeline_options
+
+        pipeline_options(beam_arguments)  # a misspelt option is refused before any work is done
     options = RunOptions(
         overwrite=args.overwrite, dry_run=args.dry_run, quiet=args.quiet, beam=tuple(beam_arguments)
     )

@@ -71,11 +71,20 @@ def test_misplaced_settings_are_refused(toy: Command, tmp_path: Path) -> None:
     assert caught.value.exit_status == 2
 
 
-@pytest.mark.parametrize("words", [["--ca", "3"], ["--unknown"], ["stray"], []])
-def test_unknown_and_abbreviated_flags_are_wrong_usage(toy: Command, words: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        command.run(toy, [*words, *(["--out", "o"] if words else [])], [])
-    assert caught.value.code == 2
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--ca", "3", "--out", "o"], "did you mean --cap"),
+        (["--zzz=1", "--out", "o"], "see `wit toy --help`"),
+        (["stray", "--out", "o"], "unrecognized arguments: stray"),
+        (["--cap", "many", "--out", "o"], "invalid int value"),
+        ([], "required: --out"),
+    ],
+)
+def test_unknown_and_abbreviated_flags_are_wrong_usage(toy: Command, words: list[str], line: str) -> None:
+    with pytest.raises(UsageError, match=line) as caught:
+        command.run(toy, words, [])
+    assert caught.value.exit_status == 2
 
 
 def test_beam_options_only_where_there_is_a_beam_job() -> None:
