@@ -123,6 +123,10 @@ def run_document(
         raise UsageError("the run has no folder", where=where, hint="pass --out DIR or set out in [run]")
     steps = plan(document, base=base, where=where, out=out)
     options = dataclasses.replace(options, beam=(*table.beam, *options.beam))
+    if options.beam:
+        from pipeline.core.beam import pipeline_options
+
+        pipeline_options(options.beam)
     if options.dry_run:
         for step in steps:
             state = "finished" if step.finished(out) else "to do"

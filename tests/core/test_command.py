@@ -54,9 +54,9 @@ def test_flags_beat_set_which_beats_the_file(toy: Command, tmp_path: Path) -> No
     assert command.run(toy, [*file, "--out", "o"], [])[0] == Settings(cap=1, images=("x",))
     assert command.run(toy, [*file, "--set", "dedup.toy.cap=2", "--out", "o"], [])[0].cap == 2
     flags = ["--set", "dedup.toy.cap=2", "--cap", "3", "--images", "a", "b", "--images", "c"]
-    config, out, options = command.run(toy, [*file, *flags, "--out", "o"], ["--x"])
+    config, out, options = command.run(toy, [*file, *flags, "--out", "o"], ["--direct_num_workers=2"])
     assert config == Settings(cap=3, images=("a", "b", "c"))
-    assert (out, options) == ("o", RunOptions(beam=("--x",)))
+    assert (out, options) == ("o", RunOptions(beam=("--direct_num_workers=2",)))
 
 
 def test_misplaced_settings_are_refused(toy: Command, tmp_path: Path) -> None:
