@@ -8,11 +8,10 @@ from collections.abc import Mapping
 
 from pipeline.core import charts
 from pipeline.core.charts import Axis, Marker, Series
-from pipeline.core.manifest import Manifest
 from pipeline.report import figures
 from pipeline.report.figures import FUNNEL, AbsentError, Run
 from pipeline.report.markup import highlighted, panels, picture, plural, shown, table
-from pipeline.report.samples import Pair, sample_pairs
+from pipeline.report.samples import Pair, dropped_examples, sample_pairs
 
 # Folder -> what the step does, what comes in, what goes out.
 STEPS = {
@@ -31,17 +30,19 @@ def funnel(run: Run) -> str:
     if not steps:
         raise AbsentError("not part of this run")
     top = max(made.rows_in for _, made in steps) or 1
-    return f'<ol class="funnel">{"".join(_step(name, made, top) for name, made in steps)}</ol>'
+    return f'<ol class="funnel">{"".join(_step(run, name, top) for name, _ in steps)}</ol>'
 
 
-def _step(name: str, made: Manifest, top: int) -> str:
+def _step(run: Run, name: str, top: int) -> str:
     title, comes, goes = STEPS[name]
+    made = run.stages[name]
     lost = sum(made.dropped.values())
     reasons = "".join(
-        f"<li><span>{shown(reason.replace('_', ' ').replace('-', ' '), 60)}</span><b>{count:,}</b></li>"
+        f"<li><span>{_words(reason)}</span><b>{count:,}</b></li>"
         for reason, count in sorted(made.dropped.items(), key=lambda item: (-item[1], item[0]))
         if count
     )
+    listed = f'<ul class="reasons">{reasons}</ul>{_examples(run, name)}' if reasons else ""
     share = f"{charts.percent(made.rows / made.rows_in)} kept" if made.rows_in else "nothing came in"
     return (
         f'<li><div class="head"><strong>{title}</strong><span><b>{made.rows_in:,}</b> {comes} '
@@ -49,13 +50,22 @@ def _step(name: str, made: Manifest, top: int) -> str:
         f'<div class="flow" role="img" aria-label="{share}">'
         f'<span class="kept" style="width:{made.rows / top:.3%}"></span>'
         f'<span class="lost" style="width:{lost / top:.3%}"></span><em>{share}</em></div>'
-        + (
-            f'<ul class="reasons">{reasons}</ul>'
-            if reasons
-            else '<p class="quiet">Nothing was dropped here.</p>'
-        )
+        + (listed or '<p class="quiet">Nothing was dropped here.</p>')
         + "</li>"
     )
+
+
+def _words(reason: str) -> str:
+    return shown(reason.replace("_", " ").replace("-", " "), 60)
+
+
+def _examples(run: Run, name: str) -> str:
+    found = dropped_examples(run, name)
+    rows = "".join(
+        f"<dt>{_words(reason)}</dt><dd>{'; '.join(f'<q>{shown(text, 90)}</q>' for text in found[reason])}</dd>"
+        for reason in sorted(found, key=lambda r: (-run.stages[name].dropped.get(r, 0), r))
+    )
+    return f'<details><summary>Examples</summary><dl class="examples">{rows}</dl></details>' if rows else ""
 
 
 def balance(run: Run) -> str:
@@ -88,7 +98,8 @@ def balance(run: Run) -> str:
         f"{charts.percent(after)} of the selected pairs."
     )
     if found.capped is not None and found.cap:
-        told += f" {plural(found.capped, 'query', 'queries')} reached the cap of {found.cap:,}."
+        reached = plural(found.capped, "query", "queries") if found.capped else "No query"
+        told += f" {reached} reached the cap of {found.cap:,}."
     told += " A pair may hold several queries; it counts for one of them.</p>"
     rows = [[shown(q, 40), f"{matched:,}", f"{selected:,}"] for q, matched, selected in found.top]
     top = table(["most frequent queries", "texts with it", "pairs counted"], rows, numeric=(1, 2))
@@ -139,7 +150,7 @@ def _texts(run: Run) -> list[str]:
         charts.histogram(
             found.words,
             title="Length of the texts",
-            x=Axis(label="words (the last bar holds all longer ones)", low=0, high=longest),
+            x=Axis(label="words (last bar: all longer)", low=0, high=longest),
             y_label="pairs",
             markers=[words],
         )
@@ -160,7 +171,9 @@ def _images(run: Run) -> list[str]:
                     counted,
                     title=title,
                     x=Axis(
-                        label="shorter side in pixels", low=0, high=max(1.0, figures.quantile(counted, 0.99))
+                        label="shorter side in pixels (last bar: all larger)",
+                        low=0,
+                        high=max(1.0, figures.quantile(counted, 0.99)),
                     ),
                     markers=[Marker(median, f"median {median:,.0f}")],
                 )
@@ -180,4 +193,7 @@ def _bars(
 
 def note(run: Run) -> str:
     """What the run's maker says about it, if anything."""
-    return f'<aside class="note">{html.escape(run.note)}</aside>' if run.note else ""
+    # Single line ends are where an editor wrapped the text; empty lines part paragraphs.
+    paragraphs = [" ".join(p.split()) for p in run.note.split("\n\n")]
+    told = "".join(f"<p>{html.escape(p)}</p>" for p in paragraphs if p)
+    return f'<aside class="note">{told}</aside>' if told else ""

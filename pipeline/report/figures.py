@@ -236,9 +236,12 @@ def texts(run: Run) -> Texts:
 
 
 def host(url: str) -> str:
-    """A URL's host, lower case; ``(unreadable)`` where there is none."""
+    """A URL's host in lower case, with its port if it names one; ``(unreadable)`` where there is none."""
     try:
-        return urlsplit(url).hostname or "(unreadable)"
+        parts = urlsplit(url)
+        if not parts.hostname:
+            return "(unreadable)"
+        return parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
     except ValueError:
         return "(unreadable)"
 
@@ -251,7 +254,7 @@ def _dropped_languages(folder: str) -> Counter[str]:
     for batch in tables.read_batches(
         paths.list_files(inner, suffixes=(".parquet",)), columns=["reason", "detail"]
     ):
-        kept = batch.filter(pc.match_substring(batch["reason"], "language"))
+        kept = batch.filter(pc.match_substring_regex(batch["reason"], "language|english"))
         for detail in kept["detail"].to_pylist():
             code = re.match(r"\W*(?:language\W+)?([a-z]{2,3}(?:-[a-z]+)?)\b", detail or "", re.IGNORECASE)
             counts[code[1].lower() if code else "unknown"] += 1

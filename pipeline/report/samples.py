@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ from pipeline.report.results import thresholds
 
 # A sample is drawn from at most so many shards, evenly spread: a run of thousands need not be read whole.
 MAX_SHARDS = 16
+MAX_BATCHES = 4
 THUMBNAIL_PIXELS = 144
 MAX_PICTURE_BYTES = 64 << 20
 
@@ -124,6 +126,26 @@ def _fetched(files: Sequence[str], wanted: pa.Array | None = None) -> Iterator[P
                     query_id=row["query_id"],
                     matches=len(row["query_ids"]),
                 )
+
+
+def dropped_examples(run: Run, part: str, *, count: int = 3) -> dict[str, list[str]]:
+    """For each reason, what some dropped rows say of themselves: their detail, or their id where they have none."""
+    folder = paths.join(run.part(part), "dropped")
+    files = paths.list_files(folder, suffixes=(".parquet",)) if paths.exists(folder) else []
+    drawn: dict[str, dict[str, str]] = {}
+    for file in spread(files, MAX_SHARDS):
+        for batch in islice(tables.read_batches([file], columns=["reason", "id", "detail"]), MAX_BATCHES):
+            for row in batch.to_pylist():
+                told = row["detail"] or row["id"]
+                held = drawn.setdefault(row["reason"], {})
+                held[told] = draw(told, "dropped")
+                if len(held) > 16 * count:
+                    drawn[row["reason"]] = dict(heapq.nsmallest(count, held.items(), key=_second))
+    return {r: [t for t, _ in heapq.nsmallest(count, held.items(), key=_second)] for r, held in drawn.items()}
+
+
+def _second(entry: tuple[str, str]) -> str:
+    return entry[1]
 
 
 def with_pictures(run: Run, pairs: Sequence[Pair]) -> list[Pair]:

@@ -108,7 +108,8 @@ def _pairs(run: Path, count: int, draw: random.Random, queries: list[str]) -> No
         {"query_id": range(len(queries)), "matched": matched, "selected": [min(m, 200) for m in matched]}
     )
     lost = tables.dropped_table(
-        "select", [("language", f"p{i}", draw.choice(("de", "fr", "ja 0.9"))) for i in range(90)]
+        "select",
+        [("language", f"p{i}", draw.choice(("de: <b>hund</b>", "fr", "ja 0.9: 犬"))) for i in range(90)],
     )
 
     def body(out: str) -> StageResult:

@@ -55,7 +55,8 @@ def test_texts(run_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("http://EXAMPLE.test:80/a", "example.test"),
+        ("http://EXAMPLE.test:80/a", "example.test:80"),
+        ("http://a.test:x/", "(unreadable)"),
         ("no url", "(unreadable)"),
         ("http://[::1", "(unreadable)"),
     ],

@@ -150,3 +150,12 @@ def test_class_names_stand_in_for_folders(own_run: Path, tmp_path: Path) -> None
     assert {p.predicted for p in samples.sample_predictions(run, "noto")} == {"A RED CIRCLE"}
     names.unlink()
     assert {p.predicted for p in samples.sample_predictions(run, "noto")} == {"red circle & co"}
+
+
+def test_examples_of_what_was_dropped(run_folder: Path) -> None:
+    run = open_run(str(run_folder))
+    found = samples.dropped_examples(run, "pairs", count=2)
+    assert len(found["language"]) == 2
+    assert set(found["language"]) < {"de: <b>hund</b>", "fr", "ja 0.9: 犬"}
+    assert found == samples.dropped_examples(run, "pairs", count=2)
+    assert samples.dropped_examples(run, "shards") == {}
