@@ -27,9 +27,12 @@ REASONS: Final = (
 )
 
 _EXTENSION = r"\.(?:jpe?g|png|gif|tiff?|bmp|heic|webp|avif|svg|cr2|nef|raw)"
+# What follows a name's number: more of it, "(2)", "copy"; but no words, for "Photo 12 of our wedding" is a title.
+_REST = r"[\w().\-]*(?: \(?\d+\)?)*(?:[ \-](?:copy|edited|edit))?"
 _FILE_NAME: Final = re.compile(
-    r"(?:(?:img|dsc[nf]?|dscf|pict?|mvi|gopr|dji|sam|cimg|hpim|pano|vid|pxl|wp|screenshot|scan|untitled|image|photo"
-    r"|picture|foto|p)[ _\-]*\d[\w ().\-]*|\d{6,8}[ _\-]?\d{4,6}[\w ().\-]*|[\d _\-().]+)"
+    r"(?:(?:(?:img|pict?|screenshot|scan|untitled|image|photo|picture|foto)[ _\-]*\d"
+    r"|(?:dsc[nf]?|dscf|mvi|gopr|dji|sam|cimg|hpim|pano|vid|pxl|wp|p)[ _\-]*\d{3}"
+    rf"|\d{{6,8}}[ _\-]?\d{{4,6}}){_REST}|[\d _\-().]+)"
     rf"(?:{_EXTENSION})?|\S+{_EXTENSION}|[\w\-]+(?:[ _\-][\w\-]+)*{_EXTENSION}",
     re.IGNORECASE,
 )

@@ -1,0 +1,209 @@
+"""Cleaning, rules, language and the block list."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.text.clean import clean
+from pipeline.text.language import (
+    ENGLISH,
+    FOREIGN,
+    Langdetect,
+    Vocabulary,
+    is_known,
+    latin_share,
+    make_detector,
+)
+from pipeline.text.rules import PRESETS, REASONS, broken_rule
+from pipeline.text.safety import offensive_term
+
+
+@pytest.mark.parametrize(
+    ("found", "cleaned"),
+    [
+        ("A &amp;quot;red&amp;quot; apple", 'A "red" apple'),
+        ("<b>bold</b><br/>text <!-- note -->", "bold text"),
+        ("I <3 you, 2 < 3 > 1", "I <3 you, 2 < 3 > 1"),
+        ("A%20red%20apple", "A red apple"),
+        ("Blumen+am+Weg%21", "Blumen am Weg!"),
+        ("red+apple+tree", "red apple tree"),
+        ("100% cotton", "100% cotton"),
+        ("100%", "100%"),
+        ("C++", "C++"),
+        ("rock+roll", "rock+roll"),
+        ("50%ff", "50%ff"),  # not UTF-8: not an encoded text
+        ("cafe\u0301 \u200bau\u00adrora\ufeff", "café aurora"),
+        ("tab\tline\nnul\0end\u00a0", "tab line nul end"),
+        ("👩\u200d🚀 astronaut", "👩\u200d🚀 astronaut"),
+        ("&lt;i&gt;nested&lt;/i&gt;", "nested"),
+        ("", ""),
+    ],
+)
+def test_clean(found: str, cleaned: str) -> None:
+    assert clean(found) == cleaned
+
+
+@given(st.text(max_size=300))
+def test_cleaned_texts_are_composed_and_single_spaced(text: str) -> None:
+    cleaned = clean(text)
+    assert cleaned == " ".join(cleaned.split())
+    assert unicodedata.is_normalized("NFC", cleaned)
+    cleaned.encode()
+
+
+@given(st.text("ab &;%+<>/0123456789ABCDEFampltgqu\u0301é", max_size=40))
+def test_cleaning_twice_changes_nothing_unless_encoded_many_times(text: str) -> None:
+    assert clean(clean(clean(text))) == clean(clean(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("20160716_113957.JPG", "file_name"),
+        ("20160716 113957.JPG", "file_name"),
+        ("IMG_2041", "file_name"),
+        ("DSC00412", "file_name"),
+        ("P1010033", "file_name"),
+        ("Photo 12", "file_name"),
+        ("holiday.jpg", "file_name"),
+        ("our holiday in Rome.jpg", "file_name"),
+        ("100 0123", "file_name"),
+        ("IMG_1234 (2).jpg", "file_name"),
+        ("DSC_0001 copy", "file_name"),
+        ("Screenshot_20150628-111100.png", "file_name"),
+        ("P51 Mustang", None),
+        ("Canon EOS 600D | 50mm | f/8 | 1/125s | ISO 200", "camera_settings"),
+        ("Exposure: 1/60, ISO 400", "camera_settings"),
+        ("OLYMPUS DIGITAL CAMERA", "camera_settings"),
+        ("Click to enlarge!", "boilerplate"),
+        ("logo", "boilerplate"),
+        ("https://example.test/a/b?c", "url"),
+        ("www.example.test", "url"),
+        ("*", "too_short"),
+        ("", "empty"),
+        ("$19.99 - 20%", "few_letters"),
+        ("ab " * 255 + "ab", None),
+        ("ab " * 256 + "ab", "too_long"),
+        ("x" * 1001, "too_long"),
+        ("img of a dog", None),
+        ("2012-07-04 Parade on Main St", None),
+        ("1957 Chevrolet", None),
+        ("A 50 mm lens", None),
+        ("the new logo of the club", None),
+        ("dog", None),
+        ("Photo 12 of our wedding", None),
+    ],
+)
+def test_clip_rules(text: str, reason: str | None) -> None:
+    assert broken_rule(text, PRESETS["clip"]) == reason
+    assert reason is None or reason in REASONS
+
+
+def test_preset_none_takes_every_text() -> None:
+    assert broken_rule("IMG_2041", PRESETS["none"]) is None
+    assert broken_rule("", PRESETS["none"]) == "empty"
+
+
+@given(st.text(max_size=2000))
+def test_rules_judge_any_text(text: str) -> None:
+    reason = broken_rule(clean(text), PRESETS["clip"])
+    assert reason is None or reason in REASONS
+
+
+# A vocabulary as a query list has it: dictionary forms, no function words.
+_WORDS = (
+    "grin face smile eye apple red draw style dog man woman cook hand wave light skin tone walk street cherry photo "
+    "happy big church beautiful picture sun flower orange table train taxi cat play"
+)
+WORDS = _WORDS.split()
+LARGE = [*WORDS, *(f"word{i}" for i in range(20_000))]
+
+
+@pytest.mark.parametrize(
+    ("text", "page", "english"),
+    [
+        ("grinning face with smiling eyes", None, True),
+        ("A red apple drawn in the OpenMoji style.", None, True),
+        ("A red apple drawn in the OpenMoji style.", "en-gb", True),
+        ("cherries", None, True),
+        ("happy zorblax face", "en", True),
+        ("happy zorblax face", None, False),
+        ("grinsendes Gesicht mit lachenden Augen", None, False),
+        ("grinsendes Gesicht mit lachenden Augen", "en", False),
+        ("visage souriant aux yeux rieurs", "en", False),
+        ("pomme rouge", "en", False),
+        ("manzana roja", None, False),
+        ("taxi", "de", False),
+        ("The man and the woman walk down the street", "de", True),
+        ("笑っている顔", "en", False),
+        ("красное яблоко", None, False),
+        ("빨간 사과", None, False),
+        ("1234", "en", False),
+    ],
+)
+def test_vocabulary(text: str, page: str | None, english: bool) -> None:
+    assert (Vocabulary(LARGE).detect(text, page).code == "en") is english
+
+
+def test_a_small_query_list_says_nothing_about_unknown_words() -> None:
+    detector = Vocabulary(["dog"])
+    assert detector.detect("a photo of the lighthouse at night").code == "en"
+    assert detector.detect("lighthouse", "en").code == "en"
+    assert detector.detect("das Haus mit dem Hund", "en").code != "en"
+
+
+def test_langdetect_is_seeded() -> None:
+    texts = ["a cat on the table", "il gatto è sul tavolo", "Moto", "1234", ""]
+    first = [Langdetect().detect(t) for t in texts]
+    assert [f.code for f in first[:2]] == ["en", "it"]
+    assert first[3].code == first[4].code == "und"
+    from pipeline.text.language import _langdetect
+
+    _langdetect.cache_clear()
+    assert [Langdetect().detect(t) for t in reversed(texts)] == first[::-1]
+
+
+def test_inflected_words_are_known() -> None:
+    for word in (
+        "smiles",
+        "smiling",
+        "smiled",
+        "churches",
+        "cherries",
+        "happier",
+        "biggest",
+        "beautifully",
+        "dog's",
+    ):
+        assert is_known(word, set(WORDS))
+    assert not is_known("zorblaxes", set(WORDS))
+
+
+def test_word_lists_do_not_contradict_each_other() -> None:
+    assert not ENGLISH & FOREIGN
+
+
+def test_scripts() -> None:
+    assert latin_share("Ｆｕｌｌ ﬁ é") == 1.0
+    assert latin_share("abc яблоко") == pytest.approx(3 / 9)
+    assert latin_share("12 !?") == 0.0
+
+
+@given(st.text(max_size=200), st.sampled_from([None, "en", "de", "zh-hant", "x"]))
+def test_any_text_has_a_language(text: str, page: str | None) -> None:
+    found = make_detector("vocabulary", LARGE).detect(clean(text), page)
+    assert 0 <= found.score <= 1
+    assert found == make_detector("vocabulary", LARGE).detect(clean(text), page)
+
+
+def test_block_list_takes_whole_words_only() -> None:
+    assert offensive_term("A NUDE figure") == "nude"
+    assert offensive_term("Middlesex, Scunthorpe and a cockatoo") is None
+    assert offensive_term("two girls, one cat") is None
+    assert offensive_term("2 girls 1 cup") == "2 girls 1 cup"
+    assert offensive_term("look: 🖕") == "🖕"
+    assert offensive_term("") is None
