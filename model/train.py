@@ -14,7 +14,7 @@ import torch
 from model import checkpoint
 from model.clip import CLIP, normalise
 from model.config import TrainConfig
-from model.data import Batch, Index, Loader, read_index
+from model.data import Batch, Index, Loader, read_index, shard_files
 from model.loss import clamp_logit_scale, contrastive_loss
 from model.optim import adamw, learning_rate_at
 from model.tokenizer import Tokenizer
@@ -41,11 +41,11 @@ def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
         raise ConfigError(str(error), where="[train]") from error
     if not config.shards:
         raise UsageError("no shards to train on", hint="pass --shards DIR")
-    index = read_index(config.shards) if not options.dry_run else None
+    if not options.dry_run:
+        shard_files(config.shards)  # refuses before anything is written
 
     def body(folder: str) -> StageResult:
-        assert index is not None
-        trainer = Trainer(config, folder, index)
+        trainer = Trainer(config, folder, read_index(config.shards))
         try:
             return trainer.train(quiet=options.quiet)
         finally:
