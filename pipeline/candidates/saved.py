@@ -41,7 +41,7 @@ def saved_pages(given: Sequence[str], base_url: str | None) -> list[SavedPage]:
     Raises:
         InputError: A path does not exist or holds no page; a line of ``urls.tsv`` is not ``path<TAB>url``.
     """
-    origins = paths_origins(paths.expand(given, suffixes=SUFFIXES, what="saved pages"))
+    origins = origins_of(paths.expand(given, suffixes=SUFFIXES, what="saved pages"))
     pages: dict[str, SavedPage] = {}
     for pattern in given:
         folder = pattern.rstrip("/") if paths.is_folder(pattern) else None
@@ -53,7 +53,7 @@ def saved_pages(given: Sequence[str], base_url: str | None) -> list[SavedPage]:
     return [pages[path] for path in sorted(pages)]
 
 
-def paths_origins(files: Sequence[str]) -> dict[str, str]:
+def origins_of(files: Sequence[str]) -> dict[str, str]:
     """Each file's name without the folder that all of them share: equal wherever the input lies."""
     split = {f: f.split("/") for f in files}
     shared = 0

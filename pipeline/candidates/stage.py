@@ -13,7 +13,7 @@ from pipeline.candidates.config import CandidatesConfig
 from pipeline.candidates.found import Lost, Pair, table_of
 from pipeline.candidates.rows import SUFFIXES as TABLE_SUFFIXES
 from pipeline.candidates.rows import TablePart, read_table, table_parts
-from pipeline.candidates.saved import SavedPage, paths_origins, read_saved, saved_pages
+from pipeline.candidates.saved import SavedPage, origins_of, read_saved, saved_pages
 from pipeline.candidates.warc import read_warc
 from pipeline.candidates.wat import read_wat
 from pipeline.core import paths, tables
@@ -68,7 +68,7 @@ def splits(config: CandidatesConfig) -> list[Split]:
         return [tuple(pages[i : i + PAGES_PER_SPLIT]) for i in range(0, len(pages), PAGES_PER_SPLIT)]
     suffixes = _ARCHIVES.get(config.kind, TABLE_SUFFIXES)
     files = paths.expand(config.given, suffixes=suffixes, what=f"{config.kind} files")
-    origins = paths_origins(files)
+    origins = origins_of(files)
     if config.kind == "table":
         parts = (table_parts(f, origins[f], config.url_column, config.text_column) for f in files)
         return [part for of_file in parts for part in of_file]
