@@ -15,7 +15,7 @@ import re
 import sys
 import time
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,13 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
 
 
 def run_document(
-    document: Mapping[str, Any], *, base: str, where: str, out: str | None, options: RunOptions
+    document: Mapping[str, Any],
+    *,
+    base: str,
+    where: str,
+    out: str | None,
+    options: RunOptions,
+    before_report: Callable[[str], None] | None = None,
 ) -> str:
     """Runs a parsed run file and returns the path of its report page.
 
@@ -112,6 +118,7 @@ def run_document(
         where: The file's name, for messages.
         out: The run's folder; ``None`` takes ``[run] out``.
         options: How to run.
+        before_report: Called with the run's folder when all stages are done, for what the page shall show besides.
 
     Raises:
         ConfigError: Anything in the file is wrong; found before the first stage starts.
@@ -141,6 +148,8 @@ def run_document(
         run_step(step, out, options)
         if not options.quiet:
             print(f"  {duration(time.monotonic() - started)}", file=sys.stderr)
+    if before_report is not None:
+        before_report(out)
     page = write_report(out)
     if not options.quiet:
         print(figures(out))

@@ -30,7 +30,10 @@ class LeakCheck:
     precision: float
 
 
-def check_leaks(out: str, leaks: Sequence[Leak]) -> LeakCheck:
+NAME = "leak-check.json"
+
+
+def check_leaks(out: str, leaks: Sequence[Leak]) -> None:
     """Compares ``neighbours/`` and the thresholds of ``overlaps/`` with the truth; writes ``leak-check.json``."""
     evaluated = set(
         tables.read_folder(paths.join(out, "embeddings", EVALUATION), EMBEDDINGS, columns=["id"])
@@ -58,7 +61,11 @@ def check_leaks(out: str, leaks: Sequence[Leak]) -> LeakCheck:
         precision=len(found) / len(reported) if reported else 0.0,
     )
     paths.write_bytes(
-        paths.join(out, "leak-check.json"),
+        paths.join(out, NAME),
         (json.dumps(asdict(result), indent=2, sort_keys=True) + "\n").encode(),
     )
-    return result
+
+
+def read_check(out: str) -> LeakCheck:
+    """What :func:`check_leaks` wrote into a run's folder."""
+    return LeakCheck(**json.loads(paths.read_bytes(paths.join(out, NAME))))

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pipeline.core import config as configuration
@@ -13,7 +14,7 @@ from pipeline.core import paths
 from pipeline.core.options import RunOptions
 from pipeline.core.progress import Progress, duration
 from pipeline.demo import world as small_world
-from pipeline.demo.check import check_leaks
+from pipeline.demo.check import check_leaks, read_check
 from pipeline.demo.record import record
 from pipeline.demo.server import serve
 from pipeline.run import run_document
@@ -58,12 +59,15 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
             if not options.quiet:
                 print(f"recorded {count} pages of {len(sites)} sites -> {archive}", file=sys.stderr)
         page = run_document(
-            document, base=str(run_file.parent), where=str(run_file), out=out, options=options
+            document,
+            base=str(run_file.parent),
+            where=str(run_file),
+            out=out,
+            options=options,
+            before_report=partial(check_leaks, leaks=small_world.leaks(world, port=args.port)),
         )
-    if options.dry_run:
-        return
-    checked = check_leaks(out, small_world.leaks(world, port=args.port))
-    if not options.quiet:
+    if not options.dry_run and not options.quiet:
+        checked = read_check(out)
         print(
             f"planted leaks: {checked.found} of {checked.planted} found ({checked.recall:.1%}), "
             f"precision {checked.precision:.1%}\n"
