@@ -85,10 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"wit {version()}")
         return 0
-    # Beam logs warnings at import that no user of ours can act on; errors still show.
-    logging.getLogger().setLevel(logging.ERROR)
     ours, beams = split(arguments)
     debug = "--debug" in ours
+    # Beam logs what no user can act on at import, and a worker's traceback beside the error that we report.
+    logging.getLogger().setLevel(logging.WARNING if debug else logging.CRITICAL)
     try:
         name, rest = find(ours)
         commands.run(load(name), rest, beams)

@@ -7,7 +7,6 @@ finds a network to download it from.
 
 from __future__ import annotations
 
-import logging
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -68,8 +67,6 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         WitError: What one of our own functions raised inside a worker, unwrapped from Beam's.
         StageFailedError: The engine ended in another state than DONE.
     """
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    logging.getLogger("root").setLevel(logging.ERROR)
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
     try:
