@@ -42,15 +42,15 @@ class AugmentConfig:
         probability: Chance of each step, drawn for each picture.
     """
 
-    min_crop: float = 0.75
-    max_aspect: float = 1.3
-    min_scale: float = 0.35
+    min_crop: float = 0.85
+    max_aspect: float = 1.15
+    min_scale: float = 0.45
     max_scale: float = 2.0
-    max_rotation_degrees: float = 5.0
+    max_rotation_degrees: float = 3.0
     min_jpeg_quality: int = 30
-    max_hue: float = 0.03
-    max_saturation: float = 0.3
-    max_value: float = 0.25
+    max_hue: float = 0.015
+    max_saturation: float = 0.2
+    max_value: float = 0.15
     probability: float = 0.7
 
     def __post_init__(self) -> None:

@@ -32,9 +32,9 @@ class TrainConfig:
 
     images: tuple[str, ...] = input_paths()
     preset: Literal["resnet50", "small"] = "small"
-    pairs: int = 24_000
+    pairs: int = 20_000
     batch_size: int | None = None
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.05
     warmup_share: float = 0.05
     neighbour_share: float = 0.5

@@ -1,8 +1,8 @@
 """The near-duplicate detector: an anti-aliased, weight-normalised ResNet that sees copies, not meanings (Appendix C).
 
-An embedding is one L2-normalised vector: the network's learned part and, in presets that ask for it, a centred
-low-resolution copy of the picture under a fixed weight. The second part costs nothing, is right about fine
-differences from the first step on, and lets a small network spend its few parameters on crops and rotations.
+An embedding is one L2-normalised vector. The paper's preset takes the network's output as it is. The small preset
+joins it with features that need no learning (:mod:`dedup.descriptor`) under one linear map found in closed form, so
+that minutes of training on a laptop give a detector that is right about fine differences.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dedup.descriptor import DIMENSION, describe, framed
 from dedup.layers import BlurPool2d, Bottleneck, WeightNormConv2d
 from pipeline.core import config as configuration
 from pipeline.core import paths
@@ -44,9 +45,8 @@ class Architecture:
         stem_pool: Whether a blurred maximum pool follows, as in ResNet-50.
         widths: Inner width of each stage's bottlenecks; a stage's output is four times as wide.
         depths: Bottlenecks in each stage.
-        learned: Dimension of the network's part of the embedding.
-        thumbnail_px: Side of the low-resolution copy beside it; 0 leaves it out.
-        thumbnail_weight: Share of the similarity that the copy has.
+        learned: Dimension of the network's output.
+        joined: Dimension after the linear map over learned and unlearned features; 0 leaves both out.
     """
 
     image_px: int
@@ -56,21 +56,18 @@ class Architecture:
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     learned: int
-    thumbnail_px: int = 0
-    thumbnail_weight: float = 0.0
+    joined: int = 0
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.depths):
             raise ValueError(f"widths {self.widths} and depths {self.depths} must be equally long")
-        if not 0 <= self.thumbnail_weight < 1:
-            raise ValueError(f"thumbnail_weight must lie in [0, 1), is {self.thumbnail_weight}")
-        if bool(self.thumbnail_px) != bool(self.thumbnail_weight):
-            raise ValueError("thumbnail_px and thumbnail_weight must both be set or both be 0")
+        if not 0 <= self.joined <= self.learned + DIMENSION:
+            raise ValueError(f"joined must lie in 0..{self.learned + DIMENSION}, is {self.joined}")
 
     @property
     def dimension(self) -> int:
         """Length of an embedding."""
-        return self.learned + 3 * self.thumbnail_px**2
+        return self.joined or self.learned
 
 
 PRESETS = {
@@ -88,12 +85,11 @@ PRESETS = {
         image_px=64,
         stem_channels=16,
         stem_kernel=5,
-        stem_pool=False,
-        widths=(12, 24, 48, 64),
-        depths=(1, 2, 2, 1),
-        learned=64,
-        thumbnail_px=8,
-        thumbnail_weight=0.3,
+        stem_pool=True,
+        widths=(16, 32, 64),
+        depths=(2, 2, 2),
+        learned=128,
+        joined=128,
     ),
 }
 
@@ -122,38 +118,50 @@ class Detector(nn.Module):
         # The map is kept as 2 x 2 quarters: where things are tells copies from look-alikes.
         self.head = nn.Linear(4 * channels, a.learned)
 
+        if a.joined:
+            total = a.learned + DIMENSION
+            # Solved in closed form after training, never by its gradients.
+            self.register_buffer("centre", torch.zeros(total))
+            self.register_buffer("projection", torch.eye(a.joined, total))
+
+    def learned(self, pixels: Tensor) -> Tensor:
+        """The network's own output.
+
+        Args:
+            pixels: uint8 [N, 3 or 6, image_px, image_px].
+
+        Returns:
+            float32 [N, learned], rows of length 1.
+        """
+        # Channels last: twice as fast on CPUs.
+        x = _scaled(pixels[:, :3]).contiguous(memory_format=torch.channels_last)
+        h = F.gelu(self.stem(x))
+        if self.architecture.stem_pool:
+            h = self.stem_pool(F.max_pool2d(h, 3, stride=1, padding=1))
+        return F.normalize(self.head(F.adaptive_avg_pool2d(self.blocks(h), 2).flatten(1)), dim=1)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Learned and unlearned features side by side: uint8 [N, 6, S, S] -> float32 [N, learned + DIMENSION]."""
+        learned = self.learned(pixels) * self.architecture.learned**0.5
+        return torch.cat([learned, describe(_scaled(pixels[:, :3]), _scaled(pixels[:, 3:]))], dim=1)
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Embeds prepared pictures.
 
         Args:
-            pixels: uint8 [N, 3, image_px, image_px].
+            pixels: uint8 [N, C, image_px, image_px] of :func:`prepare`.
 
         Returns:
             float32 [N, dimension], rows of length 1.
         """
-        # Channels last: twice as fast on CPUs.
-        x = pixels.float().contiguous(memory_format=torch.channels_last) / 127.5 - 1.0
-        h = F.gelu(self.stem(x))
-        if self.architecture.stem_pool:
-            h = self.stem_pool(F.max_pool2d(h, 3, stride=1, padding=1))
-        h = F.adaptive_avg_pool2d(self.blocks(h), 2).flatten(1)
-        learned = F.normalize(self.head(h), dim=1)
-        share = self.architecture.thumbnail_weight
-        if not share:
-            return learned
-        copy = thumbnail(x, self.architecture.thumbnail_px)
-        return F.normalize(torch.cat([learned * (1 - share) ** 0.5, copy * share**0.5], dim=1), dim=1)
+        if not self.architecture.joined:
+            return self.learned(pixels)
+        centre, projection = self.get_buffer("centre"), self.get_buffer("projection")
+        return F.normalize((self.features(pixels) - centre) @ projection.T, dim=1)
 
 
-def thumbnail(x: Tensor, side: int) -> Tensor:
-    """Centred low-resolution copies of length 1: [N, 3, H, W] -> [N, 3 * side * side].
-
-    Each picture's mean is taken away, so that brightness does not count; a picture of one colour becomes zeros.
-    """
-    small = F.adaptive_avg_pool2d(x, side).flatten(1)
-    small = small - small.mean(dim=1, keepdim=True)
-    # Near-uniform pictures must not have their noise blown up to full length.
-    return small / small.norm(dim=1, keepdim=True).clamp_min(0.02 * small.shape[1] ** 0.5)
+def _scaled(pixels: Tensor) -> Tensor:
+    return pixels.float() / 127.5 - 1.0
 
 
 def decode(data: bytes) -> Image.Image:
@@ -187,15 +195,25 @@ def over_white(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def prepare(image: Image.Image, side: int) -> np.ndarray:
-    """Squashes an RGB picture to the detector's square: uint8 [3, side, side]."""
-    squashed = image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    return np.ascontiguousarray(np.asarray(squashed).transpose(2, 0, 1))
+def prepare(image: Image.Image, side: int, *, joined: bool = False) -> np.ndarray:
+    """Squashes an RGB picture to the detector's square.
+
+    Args:
+        image: RGB.
+        side: Side of the square.
+        joined: Put the picture without its border beside it, as detectors with unlearned features need.
+
+    Returns:
+        uint8 [3, side, side], or [6, side, side] if joined.
+    """
+    squashed = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0))
+    whole = np.ascontiguousarray(squashed.transpose(2, 0, 1))
+    return np.concatenate([whole, framed(whole)]) if joined else whole
 
 
 @torch.inference_mode()
 def embed(detector: Detector, pixels: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
-    """Embeds prepared pictures in batches: uint8 [N, 3, S, S] -> float32 [N, d]."""
+    """Embeds prepared pictures in batches: uint8 [N, C, S, S] -> float32 [N, d]."""
     detector.eval()
     found = [
         detector(torch.from_numpy(pixels[i : i + batch_size])).numpy()

@@ -176,7 +176,8 @@ def embed_batch(
     Returns:
         A table of ``embeddings/1``, and the dropped rows as (reason, id, detail).
     """
-    side = loaded.detector.architecture.image_px
+    architecture = loaded.detector.architecture
+    side, joined = architecture.image_px, bool(architecture.joined)
     kept: list[images.Picture] = []
     pixels: list[np.ndarray] = []
     lost: list[tuple[str, str, str | None]] = []
@@ -185,19 +186,19 @@ def embed_batch(
             lost.append((MISSING, picture.id, picture.problem))
             continue
         try:
-            pixels.append(prepare(decode(picture.data), side))
+            pixels.append(prepare(decode(picture.data), side, joined=joined))
         except ValueError as error:
             lost.append((UNREADABLE, picture.id, str(error)))
             continue
         kept.append(picture)
     found = detectors.embed(
         loaded.detector,
-        np.stack(pixels) if pixels else np.zeros((0, 3, side, side), np.uint8),
+        np.stack(pixels) if pixels else np.zeros((0, 6 if joined else 3, side, side), np.uint8),
         batch_size=max(1, len(batch)),
     )
     if not np.isfinite(found).all():
         raise InputError("the detector gives embeddings that are not numbers", where=dataset)
-    contract = embeddings_contract(loaded.detector.architecture.dimension)
+    contract = embeddings_contract(architecture.dimension)
     table = pa.table(
         {
             "id": pa.array([p.id for p in kept], pa.string()),

@@ -30,7 +30,8 @@ class WeightNormConv2d(nn.Module):
     ) -> None:
         super().__init__()
         self.stride, self.padding = stride, kernel // 2
-        self.direction = nn.Parameter(torch.randn(channels_out, channels_in, kernel, kernel))
+        # Only the direction counts, but its length sets how far one optimiser step turns it.
+        self.direction = nn.Parameter(0.05 * torch.randn(channels_out, channels_in, kernel, kernel))
         self.length = nn.Parameter(torch.full((channels_out,), float(gain)))
         self.bias = nn.Parameter(torch.zeros(channels_out))
 

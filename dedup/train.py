@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -23,7 +23,8 @@ from dedup.augment import AugmentConfig, augment
 from dedup.calibrate import Calibration, choose_threshold
 from dedup.collection import UNREADABLE, Collection, draw_batch, keyed_hash
 from dedup.config import TrainConfig
-from dedup.detector import CONFIG, CONTRACT, PRESETS, WEIGHTS, Detector, embed, prepare, save
+from dedup.descriptor import discriminant
+from dedup.detector import CONFIG, CONTRACT, PRESETS, WEIGHTS, Architecture, Detector, prepare, save
 from pipeline.core import paths, tables
 from pipeline.core.contracts import DROPPED
 from pipeline.core.errors import InputError, StageFailedError
@@ -35,10 +36,12 @@ STAGE = "dedup train"
 REASONS = (UNREADABLE,)
 METRICS = "metrics.jsonl"
 TEMPERATURE = 0.07
-BATCH_SIZES = {"resnet50": 1712, "small": 128}
+BATCH_SIZES = {"resnet50": 1712, "small": 64}
 PROXY_BATCH = 1712
 LOG_STEPS = 10
 COPIES = 4
+# More pictures than this change the linear map no more.
+JOINED_PICTURES, JOINED_COPIES = 20_000, 3
 AUGMENT = AugmentConfig()
 
 
@@ -77,6 +80,8 @@ def train(config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, quie
                 found=f"{len(pictures)} readable of {pictures.read}",
             )
         detector, lines = fit(config, pictures, known, held_out, quiet=quiet)
+        if detector.architecture.joined:
+            join_features(config, detector, pictures, known)
         calibration = calibrate(config, detector, pictures, held_out)
         accuracy = proxy_accuracy(config, detector, pictures, held_out)
         lines.append({"event": "end", "held_out_accuracy": accuracy, **asdict(calibration)})
@@ -160,7 +165,7 @@ def fit(
         for step, (chosen, first, second) in enumerate(_batches(config, pictures, known, batch_size, steps)):
             for group in optimizer.param_groups:
                 group["lr"] = plan.rate(step)
-            both = detector(torch.from_numpy(np.concatenate([first, second])))
+            both = detector.learned(torch.from_numpy(np.concatenate([first, second])))
             groups = torch.from_numpy(pictures.groups[chosen])
             loss, accuracy = info_nce(both[: len(chosen)], both[len(chosen) :], groups)
             if not torch.isfinite(loss):
@@ -205,13 +210,13 @@ def _batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Indices and two views of each batch: uint8 [B, 3, S, S]; the next batch is made while one is used."""
     draw = np.random.default_rng(config.seed)
-    thumbnails = pictures.thumbnails[known]
+    thumbnails, shape = pictures.thumbnails[known], PRESETS[config.preset]
 
     def make(step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         chosen = known[draw_batch(thumbnails, batch_size, config.neighbour_share, draw)]
         seeds = [keyed_hash(f"{step} {place}".encode(), config.seed) for place in range(len(chosen))]
-        first = views(pictures, chosen, [s if s % 2 else None for s in seeds], config)
-        return chosen, first, views(pictures, chosen, [s + 1 for s in seeds], config)
+        first = views(pictures, chosen, [s if s % 2 else None for s in seeds], shape)
+        return chosen, first, views(pictures, chosen, [s + 1 for s in seeds], shape)
 
     with ThreadPoolExecutor(1) as ahead:
         waiting = ahead.submit(make, 0)
@@ -223,30 +228,53 @@ def _batches(
 
 
 def views(
-    pictures: Collection, chosen: np.ndarray, seeds: Sequence[int | None], config: TrainConfig
+    pictures: Collection,
+    chosen: np.ndarray,
+    seeds: Sequence[int | None],
+    architecture: Architecture,
+    *,
+    joined: bool = False,
 ) -> np.ndarray:
-    """Prepared pictures, altered where there is a seed: uint8 [N, 3, S, S]."""
-    side = PRESETS[config.preset].image_px
-    made = np.empty((len(chosen), 3, side, side), np.uint8)
+    """Prepared pictures, altered where there is a seed: uint8 [N, 3 or 6, S, S]."""
+    side = architecture.image_px
+    made = np.empty((len(chosen), 6 if joined else 3, side, side), np.uint8)
     for place, (index, seed) in enumerate(zip(chosen.tolist(), seeds, strict=True)):
         image = pictures.image(index)
-        made[place] = prepare(image if seed is None else augment(image, AUGMENT, seed), side)
+        made[place] = prepare(image if seed is None else augment(image, AUGMENT, seed), side, joined=joined)
     return made
 
 
+def join_features(config: TrainConfig, detector: Detector, pictures: Collection, known: np.ndarray) -> None:
+    """Solves the linear map over learned and unlearned features on pictures and altered copies of them."""
+    chosen = known[:JOINED_PICTURES]
+    clean = embed_pictures(detector.features, detector, pictures, chosen, [None] * len(chosen))
+    altered = [
+        embed_pictures(
+            detector.features, detector, pictures, chosen, _copy_seeds(config, pictures, chosen, copy)
+        )
+        for copy in range(JOINED_COPIES)
+    ]
+    centre, projection = discriminant(clean, altered, detector.architecture.joined)
+    detector.get_buffer("centre").copy_(torch.from_numpy(centre))
+    detector.get_buffer("projection").copy_(torch.from_numpy(projection))
+
+
+@torch.inference_mode()
 def embed_pictures(
+    function: Callable[[Tensor], Tensor],
     detector: Detector,
     pictures: Collection,
     chosen: np.ndarray,
     seeds: Sequence[int | None],
-    config: TrainConfig,
 ) -> np.ndarray:
-    """Embeddings [N, d] of pictures, altered where there is a seed; memory is bounded by a block."""
-    block = 512
-    found = [
-        embed(detector, views(pictures, chosen[i : i + block], seeds[i : i + block], config))
-        for i in range(0, len(chosen), block)
-    ]
+    """What a function of prepared pixels gives for pictures, altered where there is a seed: float32 [N, d]."""
+    block, joined = 64, bool(detector.architecture.joined)
+    found = []
+    for i in range(0, len(chosen), block):
+        part = views(
+            pictures, chosen[i : i + block], seeds[i : i + block], detector.architecture, joined=joined
+        )
+        found.append(function(torch.from_numpy(part)).numpy())
     return np.concatenate(found)
 
 
@@ -260,8 +288,8 @@ def proxy_accuracy(
     """Share of held-out pictures whose altered copy is nearest to them among at most 1,712 [Appendix C]."""
     _, first = np.unique(pictures.groups[held_out], return_index=True)
     chosen = held_out[np.sort(first)][:PROXY_BATCH]
-    clean = embed_pictures(detector, pictures, chosen, [None] * len(chosen), config)
-    altered = embed_pictures(detector, pictures, chosen, _copy_seeds(config, pictures, chosen, 0), config)
+    clean = embed_pictures(detector, detector, pictures, chosen, [None] * len(chosen))
+    altered = embed_pictures(detector, detector, pictures, chosen, _copy_seeds(config, pictures, chosen, 0))
     return float((np.argmax(altered @ clean.T, axis=1) == np.arange(len(chosen))).mean())
 
 
@@ -270,11 +298,11 @@ def calibrate(
 ) -> Calibration:
     """Chooses the threshold on held-out pictures; see :mod:`dedup.calibrate`."""
     everything = np.arange(len(pictures))
-    clean = embed_pictures(detector, pictures, everything, [None] * len(everything), config)
+    clean = embed_pictures(detector, detector, pictures, everything, [None] * len(everything))
     positives = []
     for copy in range(1, 1 + COPIES):
         altered = embed_pictures(
-            detector, pictures, held_out, _copy_seeds(config, pictures, held_out, copy), config
+            detector, detector, pictures, held_out, _copy_seeds(config, pictures, held_out, copy)
         )
         positives.append((altered * clean[held_out]).sum(axis=1))
     negatives = np.empty(len(held_out), np.float32)

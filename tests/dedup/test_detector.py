@@ -17,7 +17,7 @@ from pipeline.core.fakes import picture
 
 
 def _pixels(count: int, side: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, 3, side, side), dtype=np.uint8)
+    return np.random.default_rng(seed).integers(0, 256, (count, 6, side, side), dtype=np.uint8)
 
 
 def test_blur_pool_is_the_triangle_filter() -> None:
@@ -47,7 +47,7 @@ def test_no_layer_keeps_statistics_of_a_batch() -> None:
         with torch.device("meta"):
             made = Detector(preset)
         assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm | nn.Dropout) for m in made.modules())
-        assert not list(made.buffers())
+        assert {name for name, _ in made.named_buffers()} <= {"centre", "projection"}
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -76,7 +76,7 @@ def test_resnet50_has_its_size() -> None:
 
 
 def test_flat_pictures_have_an_embedding() -> None:
-    flat = np.full((2, 3, 64, 64), 255, np.uint8)
+    flat = np.full((2, 6, 64, 64), 255, np.uint8)
     assert np.isfinite(embed(Detector(PRESETS["small"]), flat)).all()
 
 
@@ -142,9 +142,7 @@ def test_bad_detector_folders(tmp_path: Path) -> None:
             load(str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"depths": (1,)}, {"thumbnail_weight": 1.5}, {"thumbnail_px": 8, "thumbnail_weight": 0.0}]
-)
+@pytest.mark.parametrize("wrong", [{"depths": (1,)}, {"joined": -1}, {"joined": 100_000}])
 def test_impossible_architectures_are_refused(wrong: dict[str, object]) -> None:
     values: dict[str, object] = {
         "image_px": 64, "stem_channels": 8, "stem_kernel": 5, "stem_pool": False, "widths": (4, 8),

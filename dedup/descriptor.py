@@ -1,0 +1,109 @@
+"""What a picture says without learning: low-resolution copies and edge directions, and the best straight view of them.
+
+Small networks trained for minutes see gross shape and colour; these features see fine detail, and a linear map found
+in closed form weighs both by how much of them survives the augmentations (generalised eigenvectors of the scatter of
+pictures against the scatter of their altered copies: Fisher's discriminant with every picture as its own class).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+COPY_PX, FRAMED_COPY_PX, EDGE_PX, DIRECTIONS = 8, 16, 8, 8
+DIMENSION = 3 * COPY_PX**2 + 3 * FRAMED_COPY_PX**2 + 2 * DIRECTIONS * EDGE_PX**2
+# Shares of the noise's mean variance added to each direction: little-seen directions must not be trusted.
+RIDGE = 0.1
+_FRAME_STEP = 24
+
+
+def framed(pixels: np.ndarray) -> np.ndarray:
+    """The picture without its border of one colour, stretched to the same size.
+
+    A copy is often cropped or padded inside such a border, which then moves everything else.
+
+    Args:
+        pixels: uint8 [3, S, S].
+
+    Returns:
+        uint8 [3, S, S]; the picture itself where there is no border or nothing within it.
+    """
+    edges = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], axis=1)
+    ground = np.median(edges, axis=1).astype(np.int16)
+    ink = (np.abs(pixels.astype(np.int16) - ground[:, None, None]) > _FRAME_STEP).any(axis=0)
+    rows, columns = np.flatnonzero(ink.sum(axis=1) > 1), np.flatnonzero(ink.sum(axis=0) > 1)
+    side = pixels.shape[1]
+    if len(rows) < side // 8 or len(columns) < side // 8:
+        return pixels
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    image = image.resize((side, side), Image.Resampling.BILINEAR, box=box)
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def describe(whole: Tensor, inner: Tensor) -> Tensor:
+    """Copies and edge directions of pictures and of what their borders frame.
+
+    Args:
+        whole: float32 [N, 3, S, S] in [-1, 1].
+        inner: The same pictures without borders.
+
+    Returns:
+        float32 [N, DIMENSION].
+    """
+    parts = [
+        2 * F.adaptive_avg_pool2d(whole, COPY_PX),
+        2 * F.adaptive_avg_pool2d(inner, FRAMED_COPY_PX),
+        edges(whole),
+        edges(inner),
+    ]
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def edges(x: Tensor) -> Tensor:
+    """Strength of edges by direction in each cell: [N, 3, S, S] -> [N, DIRECTIONS, EDGE_PX, EDGE_PX]."""
+    grey = F.adaptive_avg_pool2d(x, 4 * EDGE_PX).mean(dim=1, keepdim=True)
+    across = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
+    down = F.pad(grey[..., 2:, :] - grey[..., :-2, :], (0, 0, 1, 1))
+    # The square root keeps faint edges beside strong ones.
+    strength = (across**2 + down**2 + 1e-9).sqrt()
+    angles = torch.arange(DIRECTIONS) * (2 * torch.pi / DIRECTIONS)
+    towards = across * angles.cos()[:, None, None] + down * angles.sin()[:, None, None]
+    share = (towards / strength).clamp_min(0) ** 2
+    return 2 * F.adaptive_avg_pool2d(strength.sqrt() * share, EDGE_PX)
+
+
+def discriminant(
+    clean: np.ndarray, altered: Sequence[np.ndarray], dimension: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The linear map that keeps what tells pictures apart and survives alterations.
+
+    Args:
+        clean: float [N, D], features of pictures.
+        altered: Several float [N, D], features of altered copies of them.
+        dimension: Directions to keep, at most D.
+
+    Returns:
+        Centre [D] and projection [dimension, D]; projected features have about unit variance in each direction.
+    """
+    from scipy.linalg import eigh
+
+    centre = clean.mean(axis=0)
+    middle = (clean - centre).astype(np.float64)
+    scatter = middle.T @ middle / len(clean)
+    noise = np.zeros_like(scatter)
+    for copy in altered:
+        change = (copy - clean).astype(np.float64)
+        noise += change.T @ change / (len(altered) * len(clean))
+    count = len(scatter)
+    noise += np.eye(count) * (RIDGE * np.trace(noise) / count + 1e-9)
+    values, directions = eigh(scatter, noise, subset_by_index=(count - dimension, count - 1))
+    # A direction's value is its signal over its noise: below 1 it fades instead of being blown up.
+    weights = 1 / np.sqrt(np.maximum(values[::-1], 0) + 1)
+    projection = (directions[:, ::-1] * weights).T
+    return centre.astype(np.float32), np.ascontiguousarray(projection, np.float32)

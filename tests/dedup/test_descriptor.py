@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from dedup.descriptor import DIMENSION, DIRECTIONS, EDGE_PX, describe, discriminant, edges, framed
+
+
+def _spot(left: int, top: int, width: int, height: int) -> np.ndarray:
+    pixels = np.full((3, 64, 64), 250, np.uint8)
+    pixels[0, top : top + height, left : left + width] = 10
+    return pixels
+
+
+def test_a_border_of_one_colour_goes() -> None:
+    inner = framed(_spot(10, 20, 30, 16))
+    assert inner.shape == (3, 64, 64)
+    assert (inner[0, 4:-4, 4:-4] == 10).all()
+
+
+def test_where_the_picture_lies_in_its_border_does_not_count() -> None:
+    assert np.array_equal(framed(_spot(5, 5, 20, 20)), framed(_spot(30, 40, 20, 20)))
+
+
+@pytest.mark.parametrize("size", [0, 4])
+def test_nothing_or_a_speck_within_the_border_is_left_alone(size: int) -> None:
+    pixels = _spot(10, 10, size, size)
+    assert np.array_equal(framed(pixels), pixels)
+
+
+def test_a_picture_without_a_border_is_left_alone() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+    assert np.array_equal(framed(pixels), pixels)
+
+
+def test_edges_know_their_direction() -> None:
+    ramp = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
+    found = edges(ramp)[0, :, 1:-1, 1:-1]  # brighter to the right: direction 0
+    assert found.shape == (DIRECTIONS, EDGE_PX - 2, EDGE_PX - 2)
+    assert torch.all(found[0] > 10 * found[2])
+    assert torch.all(found[4] == 0)
+
+
+def test_flat_pictures_have_no_edges_and_a_description() -> None:
+    flat = torch.zeros(2, 3, 64, 64)
+    found = describe(flat, flat)
+    assert found.shape == (2, DIMENSION)
+    assert torch.isfinite(found).all()
+    assert edges(flat).max() < 0.02
+
+
+def test_the_discriminant_keeps_what_survives() -> None:
+    draw = np.random.default_rng(0)
+    clean = draw.normal(size=(500, 6)) * [1, 1, 1, 1, 5, 5]
+    # The last two directions are the strongest and mean nothing: copies change them at will.
+    altered = [clean + draw.normal(size=clean.shape) * [0.1, 0.1, 0.1, 0.1, 9, 9] for _ in range(3)]
+    centre, projection = discriminant(clean, altered, 4)
+    assert (centre.shape, projection.shape) == ((6,), (4, 6))
+    weight = np.abs(projection).max(axis=0)
+    assert weight[:4].min() > 10 * weight[4:].max()
+
+
+def test_fewer_pictures_than_features() -> None:
+    clean = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
+    _, projection = discriminant(clean, [clean, clean], 16)
+    assert np.isfinite(projection).all()

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dedup import images
+from dedup.calibrate import choose_threshold
+from dedup.collection import Collection, draw_batch
+from dedup.config import TrainConfig
+from dedup.train import Schedule, info_nce, run
+from pipeline.cli import main
+from pipeline.core import manifest
+from pipeline.core.stage import RunOptions
+
+QUIET = RunOptions(quiet=True)
+
+
+def test_training_is_reproducible(shards: str, detector: str, tmp_path: Path) -> None:
+    run(TrainConfig(images=(shards,), pairs=96, batch_size=16), str(tmp_path / "again"), QUIET)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (Path(detector) / name).read_bytes()
+
+
+def test_a_detectors_folder_is_whole(detector: str) -> None:
+    done = manifest.read(detector)
+    assert done.contract == "detector/1"
+    assert (done.rows, done.rows_in) == (60, 60)
+    lines = [json.loads(line) for line in (Path(detector) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["step", "end"]
+    assert 0 <= lines[-1]["held_out_accuracy"] <= 1
+    config = json.loads((Path(detector) / "config.json").read_text())
+    assert config["threshold"] == done.extra["threshold"] == lines[-1]["threshold"]
+    assert config["temperature"] == 0.07
+
+
+def test_a_killed_run_starts_again(shards: str, detector: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(detector, out)
+    marker = {"stage": "dedup train", "config_sha256": "x", "inputs": []}
+    (out / "manifest.json").unlink()
+    (out / "unfinished.json").write_text(json.dumps(marker))
+    run(TrainConfig(images=(shards,), pairs=96, batch_size=16), str(out), QUIET)
+    assert (out / "model.safetensors").read_bytes() == (Path(detector) / "model.safetensors").read_bytes()
+    assert not (out / "unfinished.json").exists()
+
+
+def test_unreadable_pictures_are_dropped_rows(folder: str, tmp_path: Path) -> None:
+    root = tmp_path / "mixed"
+    shutil.copytree(folder, root)
+    (root / "broken.jpg").write_bytes(b"no")
+    config = TrainConfig(images=(str(root),), pairs=8, batch_size=4, held_out=0.3)
+    done = run(config, str(tmp_path / "out"), QUIET)
+    assert done is not None
+    assert (done.rows_in, done.rows, done.dropped) == (25, 24, {"unreadable-image": 1})
+
+
+def test_too_few_pictures(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dedup", "train", "--images", f"{folder}/red/00.png", "--out", str(tmp_path / "o")]) == 1
+    assert "too few readable pictures" in capsys.readouterr().err
+
+
+def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--out", str(tmp_path / "o")]
+    assert main(["dedup", "train", *out]) == 2
+    assert "no pictures given" in capsys.readouterr().err
+    assert main(["dedup", "train", "--images", "x", "--pairs", "0", *out]) == 2
+    assert "pairs must be at least 1" in capsys.readouterr().err
+
+
+def test_a_picture_on_two_pages_is_one(folder: str, tmp_path: Path) -> None:
+    root = tmp_path / "twice"
+    shutil.copytree(folder, root)
+    shutil.copy(root / "red" / "00.png", root / "again.png")
+    with Collection() as pictures:
+        pictures.fill(images.plan([str(root)]), max_images=100, seed=0)
+        same = [pictures.groups[pictures.ids.index(name)] for name in ("again.png", "red/00.png")]
+        assert same[0] == same[1]
+        assert len(set(pictures.groups.tolist())) == 24
+        known, held_out = pictures.split(0.4, seed=1)
+        assert sorted([*known, *held_out]) == list(range(25))
+        assert not set(pictures.groups[known]) & set(pictures.groups[held_out])
+
+
+def test_a_sample_is_taken_of_too_many(folder: str) -> None:
+    taken = []
+    for _ in range(2):
+        with Collection() as pictures:
+            pictures.fill(images.plan([folder]), max_images=8, seed=0)
+            taken.append(pictures.ids)
+    assert taken[0] == taken[1]
+    assert 2 <= len(taken[0]) <= 16
+
+
+def test_the_same_picture_is_never_its_own_negative() -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(4, 8, generator=torch.manual_seed(0)), dim=1)
+    vectors[1] = vectors[0]
+    apart, right = info_nce(vectors, vectors, torch.tensor([0, 0, 2, 3]))
+    mixed, _ = info_nce(vectors, vectors, torch.arange(4))
+    assert right == 1.0
+    assert mixed - apart > 0.2
+
+
+def test_info_nce_by_hand() -> None:
+    first = torch.eye(2)
+    loss, accuracy = info_nce(first, first, torch.arange(2))
+    assert float(loss) == pytest.approx(np.log1p(np.exp(-1 / 0.07)), abs=1e-6)
+    assert accuracy == 1.0
+    swapped, accuracy = info_nce(first, first.flip(0), torch.arange(2))
+    assert float(swapped) == pytest.approx(1 / 0.07, abs=1e-4)
+    assert accuracy == 0.0
+
+
+def test_the_rate_rises_and_falls() -> None:
+    plan = Schedule(steps=100, warmup=10, peak=1.0)
+    rates = [plan.rate(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert sorted(rates[10:], reverse=True) == rates[10:]
+    assert rates[-1] < 0.001
+
+
+@pytest.mark.parametrize(("count", "size"), [(5, 8), (8, 8), (100, 32), (33, 32)])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_batch_holds_nothing_twice(count: int, size: int, share: float) -> None:
+    draw = np.random.default_rng(0)
+    chosen = draw_batch(draw.normal(size=(count, 12)), size, share, draw)
+    assert len(chosen) == len(set(chosen.tolist())) == min(count, size)
+    assert 0 <= chosen.min() <= chosen.max() < count
+
+
+def test_look_alikes_come_together() -> None:
+    draw = np.random.default_rng(0)
+    kinds = np.repeat(np.eye(20), 8, axis=0)
+    chosen = draw_batch(kinds, 32, 1.0, draw)
+    assert len({int(i) // 8 for i in chosen}) <= 5
+
+
+def test_the_threshold_parts_what_can_be_parted() -> None:
+    positives, negatives = np.linspace(0.8, 1, 500), np.linspace(0, 0.7, 500)
+    found = choose_threshold(positives, negatives, prior=0.05, precision=0.9)
+    assert 0.68 < found.threshold <= 0.8
+    assert (found.recall, found.precision >= 0.9) == (1.0, True)
+
+
+def test_the_threshold_rises_with_the_wanted_precision() -> None:
+    draw = np.random.default_rng(0)
+    positives, negatives = draw.normal(0.9, 0.05, 5000), draw.normal(0.5, 0.1, 5000)
+    found = [choose_threshold(positives, negatives, prior=0.05, precision=p) for p in (0.5, 0.9, 0.97)]
+    assert found[0].threshold < found[1].threshold < found[2].threshold
+    for one, wanted in zip(found, (0.5, 0.9, 0.97), strict=True):
+        assert one.precision >= wanted
+        assert one.recall == pytest.approx((positives >= one.threshold).mean(), abs=1e-3)
+        assert one.false_alarms == pytest.approx((negatives >= one.threshold).mean(), abs=1e-3)
+
+
+def test_hopeless_similarities_give_the_most_precise_threshold() -> None:
+    same = np.linspace(0, 1, 50)
+    found = choose_threshold(same, same, prior=0.01, precision=0.99)
+    assert found.precision < 0.99
+    assert 0 <= found.threshold <= 1
