@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.core.errors import InputError
+from pipeline.core.pictures import over_white
 
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
@@ -55,15 +56,6 @@ def decode(data: bytes, *, short_side: int) -> Image.Image:
         max(short_side, round(height * short_side / short)),
     )
     return image.resize(size, Image.Resampling.BICUBIC)
-
-
-def over_white(image: Image.Image) -> Image.Image:
-    """RGB, with what is transparent laid over white."""
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, image).convert("RGB")
-    return image.convert("RGB")
 
 
 def crop(pixels: np.ndarray, size: int, across: float, down: float) -> np.ndarray:

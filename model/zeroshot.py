@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,11 +26,13 @@ from pipeline.core.errors import InputError, UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress
 from pipeline.core.stage import RunOptions, StageResult, run_stage
+from pipeline.core.statistics import clopper_pearson
 
 REASONS = ("corrupt_image",)
 SCORES = "scores.json"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 TOP = 5
+INTERVAL = 0.95  # confidence of the scores' intervals
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class Predictions:
                 **{k: v / n for k, v in hits.items()},
                 "mean_per_class": float((per_class[counts > 0] / counts[counts > 0]).mean()),
             },
-            "intervals": {k: clopper_pearson(v, n) for k, v in hits.items()},
+            "intervals": {k: clopper_pearson(v, n, confidence=INTERVAL) for k, v in hits.items()},
             "chance": {
                 "top1": 1 / classes,
                 "top5": min(1.0, TOP / classes),
@@ -238,11 +239,3 @@ class Predictions:
                 "top5_probabilities": pa.array(self.probabilities, pa.list_(pa.float32())),
             }
         )
-
-
-def clopper_pearson(hits: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a proportion, (low, high)."""
-    tail = (1 - confidence) / 2
-    low = 0.0 if hits == 0 else float(stats.beta.ppf(tail, hits, n - hits + 1))
-    high = 1.0 if hits == n else float(stats.beta.ppf(1 - tail, hits + 1, n - hits))
-    return low, high

@@ -14,6 +14,7 @@ from pipeline.core import paths
 from pipeline.core.errors import ContractError, InputError, UnfinishedInputError
 
 NAME = "manifest.json"
+HASHED_BYTES = 2**20
 _TIMES = ("started_at", "finished_at")
 
 
@@ -110,7 +111,10 @@ def read(folder: str, *, made_by: str = "the stage that makes it") -> Manifest:
 
 
 def describe(path: str) -> dict[str, Any]:
-    """How an input is named in a manifest: rows and manifest hash of a stage's folder, or bytes of files."""
+    """How an input is named in a manifest: rows and manifest hash of a stage's folder, or bytes of files.
+
+    Small files, such as lists of class names, carry a hash too: an edit can leave their length as it was.
+    """
     if paths.is_folder(path):
         if paths.exists(paths.join(path, NAME)):
             found = read(path)
@@ -118,4 +122,7 @@ def describe(path: str) -> dict[str, Any]:
         return {"path": path, "bytes": sum(paths.size(f) for f in paths.list_files(path))}
     if not paths.exists(path):
         return {"path": path, "bytes": sum(paths.size(f) for f in paths.expand([path]))}
-    return {"path": path, "bytes": paths.size(path)}
+    size = paths.size(path)
+    if size > HASHED_BYTES:
+        return {"path": path, "bytes": size}
+    return {"path": path, "bytes": size, "sha256": hashlib.sha256(paths.read_bytes(path)).hexdigest()}

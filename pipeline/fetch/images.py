@@ -14,9 +14,9 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 from PIL import ExifTags, GifImagePlugin, Image, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
+from pipeline.core.pictures import opaque
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.policy import Refusal
 
@@ -218,21 +218,6 @@ def framed(picture: Image.Image, original: tuple[int, int], config: FetchConfig)
     ground = Image.new(picture.mode, (side, side), "white")
     ground.paste(picture, (left, top))
     return ground
-
-
-def opaque(image: Image.Image) -> Image.Image:
-    """The first frame as 8-bit L, RGB or CMYK; what is transparent shows white."""
-    if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16 bits at 255: nearly all of a picture turns white.
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(ground, layer).convert("RGB")
-    if image.mode in ("L", "RGB", "CMYK"):
-        return image
-    return image.convert("L" if image.mode == "1" else "RGB")
 
 
 def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:

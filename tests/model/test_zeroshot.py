@@ -16,7 +16,7 @@ from model.config import TrainConfig
 from model.prompts import class_name, classifier, read_class_names, read_templates
 from model.tokenizer import Tokenizer
 from model.train import run as train
-from model.zeroshot import Predictions, clopper_pearson, read_image_folder
+from model.zeroshot import Predictions, read_image_folder
 from pipeline.cli import main
 from pipeline.core import fakes, tables
 from pipeline.core.contracts import PREDICTIONS
@@ -126,13 +126,6 @@ def test_ranks_and_metrics_by_hand() -> None:
     assert found.ranks == [1, 1, 2, 7]
     scores = found.scores(7)
     assert scores["metrics"] == {"top1": 0.5, "top5": 0.75, "mean_per_class": (0.5 + 1 + 0) / 3}
-
-
-@pytest.mark.parametrize(
-    ("hits", "low", "high"), [(0, 0.0, 0.30850), (5, 0.18709, 0.81291), (10, 0.69150, 1.0)]
-)
-def test_clopper_pearson_known_values(hits: int, low: float, high: float) -> None:
-    assert clopper_pearson(hits, 10) == pytest.approx((low, high), abs=1e-5)
 
 
 def test_class_names() -> None:
