@@ -21,6 +21,7 @@ STEPS = {
     "checkpoint": ("Train", "pairs with an image", "pairs trained on"),
 }
 MAX_BARS = 8
+LANGUAGE_NAMES = {"und": "undetermined"}
 SOURCE_NAMES = {"alt": "alt text", "title": "title", "figcaption": "figure caption", "caption": "caption"}
 
 
@@ -137,11 +138,18 @@ def contents(run: Run) -> str:
 def _texts(run: Run) -> list[str]:
     found = figures.texts(run)
     drawn = [
-        _bars(found.languages, "Languages of the pairs"),
+        _bars(found.languages, "Languages of the pairs", names=LANGUAGE_NAMES),
         _bars(found.sources, "Where the text stood on the page", colour=2, names=SOURCE_NAMES),
     ]
     if found.dropped_languages:
-        drawn.append(_bars(found.dropped_languages, "Languages of candidates dropped for theirs", colour=1))
+        drawn.append(
+            _bars(
+                found.dropped_languages,
+                "Languages of candidates dropped for theirs",
+                colour=1,
+                names=LANGUAGE_NAMES,
+            )
+        )
     drawn.append(_bars(found.hosts, "Hosts of the images"))
     median = figures.quantile(found.words, 0.5)
     words = Marker(median, f"median {median:,.0f}")

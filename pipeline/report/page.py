@@ -46,7 +46,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Run], str]], ...] = (
     ("training", "Training", "Thin: as logged. Thick: running mean.", result_sections.training),
     (
         "zero-shot", "Zero-shot classification",
-        "The model sees only class names put into prompts; none of these pictures was labelled for it.",
+        "The model knows the classes by their names alone, put into prompts; it never saw these labels.",
         result_sections.zero_shot,
     ),
     (

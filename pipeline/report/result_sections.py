@@ -31,7 +31,7 @@ def leaks(run: Run) -> str:
         limit = found.thresholds.get(dataset)
         chart = charts.histogram(
             counted,
-            title=f"{dataset}: similarity of each picture to its nearest training picture",
+            title=f"{dataset}: similarity to the nearest training picture",
             x=Axis(label="cosine similarity of the detector's embeddings", high=1.0),
             y_label="evaluation pictures",
             bins=40,
@@ -42,10 +42,10 @@ def leaks(run: Run) -> str:
     if len(found.shown) < found.total:
         how = f" {len(found.shown)} are shown, evenly spread from the most similar to the one that only just counts."
     told = (
-        f"<p>{plural(found.total, 'evaluation picture')} lie at or above the threshold.{how}{_truth(run)}</p>"
+        f"<p>{plural(found.total, 'evaluation picture')} lie at or above the threshold.{how}</p>{_truth(run)}"
     )
     cards = "".join(_leak(one) for one in found.shown)
-    return f'{told}<div class="wide">{"".join(drawn)}</div><div class="leaks">{cards}</div>'
+    return f'<div class="two">{"".join(drawn)}<div>{told}</div></div><div class="leaks">{cards}</div>'
 
 
 def _leak(one: Leak) -> str:
@@ -67,8 +67,8 @@ def _truth(run: Run) -> str:
     values = results.read_json(file)
     try:
         return (
-            f" Held against the known truth: <b>{values['found']:,} of {values['planted']:,}</b> planted leaks found "
-            f"(recall {charts.percent(values['recall'])}, precision {charts.percent(values['precision'])})."
+            f"<p>Held against the known truth: <b>{values['found']:,} of {values['planted']:,}</b> planted leaks found "
+            f"(recall {charts.percent(values['recall'])}, precision {charts.percent(values['precision'])}).</p>"
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("not a check of leaks", where="leak-check.json") from error
@@ -175,11 +175,13 @@ def _predictions(run: Run, dataset: str) -> str:
         found = samples.sample_predictions(run, dataset)
     except AbsentError:
         return ""
-    cards = "".join(map(_prediction, found))
-    return (
-        f"<h3>{shown(dataset, 60)}: {plural(len(found), 'picture')} drawn by lot</h3>"
-        f'<div class="mosaic small">{cards}</div>'
-    )
+    drawn = ""
+    for kind, total, listed in (("right", found.rights, found.right), ("wrong", found.wrongs, found.wrong)):
+        if listed:
+            which = f"{len(listed)} of {plural(total, f'{kind} answer')}, drawn by lot"
+            cards = "".join(map(_prediction, listed))
+            drawn += f'<h3>{shown(dataset, 60)}: {which}</h3><div class="mosaic small">{cards}</div>'
+    return drawn
 
 
 def _prediction(one: Prediction) -> str:
@@ -257,13 +259,13 @@ def _overlap_reading(row: Mapping[str, Any]) -> str:
     if not row.get("n_overlap"):
         return f"{name}: no evaluation picture was found in the training set."
     if row.get("acc_all") is None:
-        return f"{name}: {row['n_overlap']:,} of {row['n_all']:,} pictures were also in the training set."
+        return f"{name}: {row['n_overlap']:,} of {row['n_all']:,} pictures were found in the training set."
     if gain is None:
         return (
             f"{name}: every picture was found in the training set, so nothing clean is left to compare with."
         )
     told = (
-        f"{name}: {row['n_overlap']:,} of {row['n_all']:,} pictures were also in the training set. Without them the "
+        f"{name}: {row['n_overlap']:,} of {row['n_all']:,} pictures were found in the training set. Without them the "
         f"accuracy is {row['acc_clean']:.2%} in place of {row['acc_all']:.2%}: contamination is worth "
         f"{gain * 100:+.2f} points."
     )

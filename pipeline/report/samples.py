@@ -272,8 +272,18 @@ def class_names(run: Run, dataset: str) -> dict[str, str]:
     return {cells[0]: cells[1] for cells in (line.split("\t") for line in lines) if len(cells) > 1}
 
 
-def sample_predictions(run: Run, dataset: str, *, count: int = 24) -> list[Prediction]:
-    """Predictions drawn by lot, right ones first.
+@dataclass(frozen=True)
+class Predictions:
+    """Right and wrong predictions drawn by lot, and how many there are of each."""
+
+    right: list[Prediction]
+    wrong: list[Prediction]
+    rights: int
+    wrongs: int
+
+
+def sample_predictions(run: Run, dataset: str, *, count: int = 32) -> Predictions:
+    """Predictions drawn by lot, as many right as wrong ones while both last.
 
     Raises:
         AbsentError: The run kept no labels beside the predictions.
@@ -283,20 +293,33 @@ def sample_predictions(run: Run, dataset: str, *, count: int = 24) -> list[Predi
     if not set(columns) <= set(stored):
         raise AbsentError("the predictions carry no labels")
     columns += ["rank"] if "rank" in stored else []
-    names = class_names(run, dataset)
-    drawn: list[dict[str, Any]] = []
+    drawn: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    totals = {True: 0, False: 0}
     for batch in tables.read_batches(files, columns=columns):
-        drawn = heapq.nsmallest(
-            count, drawn + batch.to_pylist(), key=lambda r: draw(r["eval_id"], "predictions")
-        )
-    return [
-        Prediction(
-            eval_id=row["eval_id"],
-            correct=row["correct"],
-            truth=names.get(row["label"], str(row["label"])),
-            predicted=names.get(row["predicted"], str(row["predicted"])),
-            rank=row.get("rank"),
-            picture=evaluation_picture(run, dataset, row["eval_id"]),
-        )
-        for row in sorted(drawn, key=lambda r: not r["correct"])
-    ]
+        rows = batch.to_pylist()
+        for sign in drawn:
+            kind = [row for row in rows if row["correct"] is sign]
+            totals[sign] += len(kind)
+            drawn[sign] = heapq.nsmallest(count, drawn[sign] + kind, key=_prediction_lot)
+    names = class_names(run, dataset)
+
+    def shown(sign: bool) -> list[Prediction]:
+        room = count - min(len(drawn[not sign]), count // 2)
+        return [_prediction(run, dataset, names, row) for row in drawn[sign][:room]]
+
+    return Predictions(shown(True), shown(False), totals[True], totals[False])
+
+
+def _prediction_lot(row: Mapping[str, Any]) -> str:
+    return draw(row["eval_id"], "predictions")
+
+
+def _prediction(run: Run, dataset: str, names: Mapping[str, str], row: Mapping[str, Any]) -> Prediction:
+    return Prediction(
+        eval_id=row["eval_id"],
+        correct=row["correct"],
+        truth=names.get(row["label"], str(row["label"])),
+        predicted=names.get(row["predicted"], str(row["predicted"])),
+        rank=row.get("rank"),
+        picture=evaluation_picture(run, dataset, row["eval_id"]),
+    )

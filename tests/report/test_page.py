@@ -232,7 +232,7 @@ def test_the_command_s_module_is_light() -> None:
         ({"n_overlap": 0}, "no evaluation picture was found in the training set"),
         (
             {"acc_all": None, "acc_clean": None, "acc_overlap": None},
-            "30 of 80 pictures were also in the training set.",
+            "30 of 80 pictures were found in the training set.",
         ),
         ({"all_minus_clean": None, "acc_clean": None}, "nothing clean is left"),
         ({"significant": False, "p_value": 0.4}, "not better than Clean beyond chance (p = 0.4)"),

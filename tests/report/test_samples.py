@@ -117,14 +117,17 @@ def test_pictures_come_from_the_evaluation_folder_only(run_folder: Path) -> None
     assert samples.evaluation_picture(run, "unknown", "000.png") is None
 
 
-def test_predictions_are_drawn_by_lot_right_ones_first(run_folder: Path) -> None:
+@pytest.mark.parametrize(("count", "right", "wrong"), [(20, 10, 10), (60, 20, 40), (100, 20, 60)])
+def test_predictions_are_drawn_by_lot_half_right_half_wrong(
+    run_folder: Path, count: int, right: int, wrong: int
+) -> None:
     run = open_run(str(run_folder))
-    drawn = samples.sample_predictions(run, "noto", count=20)
-    assert len(drawn) == 20
-    assert drawn == samples.sample_predictions(run, "noto", count=20)
-    signs = [p.correct for p in drawn]
-    assert signs == sorted(signs, reverse=True)
-    assert 0 < sum(signs) < 20
+    drawn = samples.sample_predictions(run, "noto", count=count)
+    assert (len(drawn.right), len(drawn.wrong)) == (right, wrong)
+    assert (drawn.rights, drawn.wrongs) == (20, 60)
+    assert all(p.correct for p in drawn.right)
+    assert not any(p.correct for p in drawn.wrong)
+    assert drawn == samples.sample_predictions(run, "noto", count=count)
 
 
 def test_predictions_without_labels_are_absent(tmp_path: Path) -> None:
@@ -147,9 +150,9 @@ def test_class_names_stand_in_for_folders(own_run: Path, tmp_path: Path) -> None
     made["config"]["class_names"] = str(names)
     file.write_text(json.dumps(made))
     run = open_run(str(own_run))
-    assert {p.predicted for p in samples.sample_predictions(run, "noto")} == {"A RED CIRCLE"}
+    assert {p.predicted for p in samples.sample_predictions(run, "noto").wrong} == {"A RED CIRCLE"}
     names.unlink()
-    assert {p.predicted for p in samples.sample_predictions(run, "noto")} == {"red circle & co"}
+    assert {p.predicted for p in samples.sample_predictions(run, "noto").wrong} == {"red circle & co"}
 
 
 def test_examples_of_what_was_dropped(run_folder: Path) -> None:
