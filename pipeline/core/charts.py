@@ -270,7 +270,7 @@ class _Frame:
     x_scale: Scale
     y_scale: Scale
     height: int
-    left: float = 62
+    left: float = 66
 
     def x(self, value: float) -> float:
         return self.left + self.x_scale.share(value) * (WIDTH - _RIGHT - self.left)
@@ -288,8 +288,8 @@ class _Frame:
         ]
         middle = (_TOP + bottom) / 2
         drawn.append(
-            f'<path class="axis" d="M{self.left} {bottom}H{WIDTH - _RIGHT}"/><text x="11" y="{middle}" '
-            f'text-anchor="middle" transform="rotate(-90 11 {middle})">{html.escape(self.y_scale.axis.label)}</text>'
+            f'<path class="axis" d="M{self.left} {bottom}H{WIDTH - _RIGHT}"/><text x="10" y="{middle}" '
+            f'text-anchor="middle" transform="rotate(-90 10 {middle})">{html.escape(self.y_scale.axis.label)}</text>'
         )
         return "".join(drawn)
 
