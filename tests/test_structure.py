@@ -103,3 +103,14 @@ def test_locks_pin_everything_that_the_project_names() -> None:
 
 def test_architecture_stays_short() -> None:
     assert len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) <= 120
+
+
+def test_continuous_integration_runs_the_readmes_two_commands_as_written() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## Two commands\n.*?```sh\n(.*?)```", readme, re.S)
+    assert block is not None
+    commands = [line.split("#")[0].strip() for line in block[1].splitlines()]
+    assert len(commands) == 2
+    lines = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
+    for command in commands:
+        assert any(line == command or line.endswith(f"=tiny {command}") for line in lines), command
