@@ -48,9 +48,9 @@ class AugmentConfig:
     max_scale: float = 2.0
     max_rotation_degrees: float = 3.0
     min_jpeg_quality: int = 30
-    max_hue: float = 0.015
-    max_saturation: float = 0.2
-    max_value: float = 0.15
+    max_hue: float = 0.01
+    max_saturation: float = 0.12
+    max_value: float = 0.1
     probability: float = 0.7
 
     def __post_init__(self) -> None:

@@ -1,12 +1,21 @@
 """Choosing the similarity from which on a pair counts as a copy, without labels.
 
-Positives are held-out pictures against altered copies of themselves. Negatives are held-out pictures' best match
-among all *other* pictures of the training set: what an evaluation picture that was never copied would meet. The
-threshold is the lowest one at which an audit is expected to be right often enough:
+Positives are held-out pictures against altered copies of themselves. There are two kinds of false alarms, and
+held-out pictures measure both, because they are pictures that the training set does not hold:
 
-    precision(t) = prior * recall(t) / (prior * recall(t) + (1 - prior) * false_alarms(t))
+- an evaluation picture resembles something in the training set that comes from elsewhere: the best match of a
+  held-out picture among the pictures of *other* sources (sites) tells how often;
+- a picture akin to it was copied (the next one of the same series, of which a copy is in the training set): for
+  each akin picture as likely as any copy is. Pictures of a held-out picture's *own* source tell how many there are.
 
-with ``prior`` the share of an evaluation set that is expected to be copied (the paper's mean is 3.2 %).
+The threshold is the lowest one at which an audit is expected to be right often enough:
+
+    alarms(t)    = share of best foreign matches >= t  +  prior * akin pictures >= t, per picture
+    precision(t) = prior * recall(t) / (prior * recall(t) + (1 - prior) * alarms(t))
+
+with ``prior`` the share of an evaluation set that is expected to be copied. A foreign match at or above the median
+positive is taken for a copy that nobody marked (the web is full of them), not for a false alarm; so at least half
+of the copies stay above the threshold.
 """
 
 from __future__ import annotations
@@ -23,10 +32,11 @@ class Calibration:
     Attributes:
         threshold: Similarity from which on a pair counts as a copy.
         recall: Share of altered copies at or above it.
-        false_alarms: Share of pictures without a copy whose best match is at or above it.
+        false_alarms: Expected share of pictures without a copy that have a match at or above it.
         precision: Expected precision of an audit at the prior.
         positives: Number of positives.
-        negatives: Number of negatives.
+        negatives: Number of held-out pictures whose best foreign match counted.
+        unmarked_copies: Foreign matches that were taken for copies.
     """
 
     threshold: float
@@ -35,35 +45,45 @@ class Calibration:
     precision: float
     positives: int
     negatives: int
+    unmarked_copies: int
 
 
 def choose_threshold(
-    positives: np.ndarray, negatives: np.ndarray, *, prior: float, precision: float
+    positives: np.ndarray, foreign: np.ndarray, akin: np.ndarray, *, prior: float, precision: float
 ) -> Calibration:
     """The lowest threshold whose expected precision is high enough, or the most precise one if none is.
 
     Args:
         positives: Similarities of pictures to altered copies of themselves.
-        negatives: Similarities of pictures to their best match among others.
+        foreign: Similarity of each picture to its best match among pictures of other sources.
+        akin: Similarities of all pairs of those pictures with others of their own source.
         prior: Expected share of copied pictures, between 0 and 1.
         precision: Wanted precision, between 0 and 1.
     """
-    if not len(positives) or not len(negatives):
+    if not len(positives) or not len(foreign):
         raise ValueError("calibration needs at least one positive and one negative")
+    typical = float(np.median(positives))
+    negatives = foreign[foreign < typical]
     steps = np.unique(np.round(np.concatenate([positives, negatives]).astype(np.float64), 4))
-    up, down = np.sort(positives), np.sort(negatives)
-    recall = 1 - np.searchsorted(up, steps - 5e-5, side="left") / len(up)
+    steps = steps[steps <= max(typical, steps[0])]
+    recall = _share_above(positives, steps, len(positives))
     # One half is added: that none was seen does not mean that there is none.
-    alarms = len(down) - np.searchsorted(down, steps - 5e-5, side="left")
-    rate = (alarms + 0.5) / (len(down) + 1)
-    expected = prior * recall / (prior * recall + (1 - prior) * rate)
+    alarms = _share_above(negatives, steps, len(negatives) + 1) + 0.5 / (len(negatives) + 1)
+    alarms = np.minimum(1, alarms + prior * _share_above(akin, steps, len(foreign)))
+    expected = prior * recall / (prior * recall + (1 - prior) * alarms)
     enough = np.flatnonzero(expected >= precision)
     place = int(enough[0]) if len(enough) else int(np.argmax(expected))
     return Calibration(
         threshold=round(float(steps[place]), 4),
         recall=float(recall[place]),
-        false_alarms=float(alarms[place] / len(down)),
+        false_alarms=float(alarms[place]),
         precision=float(expected[place]),
         positives=len(positives),
         negatives=len(negatives),
+        unmarked_copies=len(foreign) - len(negatives),
     )
+
+
+def _share_above(values: np.ndarray, steps: np.ndarray, total: int) -> np.ndarray:
+    # Steps are rounded: half a unit of the last place keeps the value that a step came from.
+    return (len(values) - np.searchsorted(np.sort(values), steps - 5e-5, side="left")) / total

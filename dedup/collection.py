@@ -39,6 +39,7 @@ class Collection:
     Attributes:
         ids: Id of each picture.
         groups: int64 [N]: equal numbers are the same picture.
+        sources: int64 [N]: equal numbers come from the same site or folder.
         thumbnails: float32 [N, 192], centred, of length 1.
         lost: Pictures that could not be decoded.
         read: Pictures that came in.
@@ -47,6 +48,7 @@ class Collection:
     def __init__(self) -> None:
         self.ids: list[str] = []
         self.groups = np.zeros(0, np.int64)
+        self.sources = np.zeros(0, np.int64)
         self.thumbnails = np.zeros((0, 3 * THUMBNAIL_PX**2), np.float32)
         self.keys: list[bytes] = []
         self.lost: list[Lost] = []
@@ -75,6 +77,8 @@ class Collection:
         limit = 2**64 if total <= max_images else 2**64 * max_images // total
         names: dict[bytes, int] = {}
         groups: list[int] = []
+        places: dict[str, int] = {}
+        sources: list[int] = []
         thumbnails: list[np.ndarray] = []
         end = 0
         for picture in _pictures(chunks):
@@ -96,6 +100,7 @@ class Collection:
             for mark in marks:
                 names.setdefault(mark, group)
             groups.append(group)
+            sources.append(places.setdefault(picture.source, len(places)))
             thumbnails.append(small.reshape(-1))
             self.ids.append(picture.id)
             self.keys.append(key)
@@ -103,7 +108,7 @@ class Collection:
             self._places.append((end, len(data)))
             end += len(data)
         self._file.flush()
-        self.groups = np.array(groups, np.int64)
+        self.groups, self.sources = np.array(groups, np.int64), np.array(sources, np.int64)
         if thumbnails:
             self.thumbnails = _centred(np.stack(thumbnails).astype(np.float32))
 

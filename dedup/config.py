@@ -32,7 +32,7 @@ class TrainConfig:
 
     images: tuple[str, ...] = input_paths()
     preset: Literal["resnet50", "small"] = "small"
-    pairs: int = 20_000
+    pairs: int = 12_000
     batch_size: int | None = None
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
@@ -41,7 +41,7 @@ class TrainConfig:
     held_out: float = 0.15
     max_images: int = 1_000_000
     prior: float = 0.032
-    precision: float = 0.97
+    precision: float = 0.95
     seed: int = 0
     threads: int = 1
 

@@ -1,4 +1,4 @@
-"""What a picture says without learning: low-resolution copies and edge directions, and the best straight view of them.
+"""What a picture says without learning: low-resolution copies, edge directions, colours, and the best view of them.
 
 Small networks trained for minutes see gross shape and colour; these features see fine detail, and a linear map found
 in closed form weighs both by how much of them survives the augmentations (generalised eigenvectors of the scatter of
@@ -16,7 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 COPY_PX, FRAMED_COPY_PX, EDGE_PX, DIRECTIONS = 8, 16, 8, 8
-DIMENSION = 3 * COPY_PX**2 + 3 * FRAMED_COPY_PX**2 + 2 * DIRECTIONS * EDGE_PX**2
+COLOUR_CELLS, COLOUR_LEVELS = 2, 6
+DIMENSION = (
+    3 * COPY_PX**2 + 3 * FRAMED_COPY_PX**2 + 3 * DIRECTIONS * EDGE_PX**2 + COLOUR_CELLS**2 * COLOUR_LEVELS**3
+)
 # Shares of the noise's mean variance added to each direction: little-seen directions must not be trusted.
 RIDGE = 0.1
 _FRAME_STEP = 24
@@ -56,26 +59,44 @@ def describe(whole: Tensor, inner: Tensor) -> Tensor:
     Returns:
         float32 [N, DIMENSION].
     """
+    inner_edges = edges(inner)
     parts = [
         2 * F.adaptive_avg_pool2d(whole, COPY_PX),
         2 * F.adaptive_avg_pool2d(inner, FRAMED_COPY_PX),
-        edges(whole),
-        edges(inner),
+        2 * F.adaptive_avg_pool2d(edges(whole), EDGE_PX),
+        2 * F.adaptive_avg_pool2d(inner_edges, EDGE_PX),
+        # The strongest edge of a cell stays when the picture moves a little; the mean does not.
+        F.adaptive_max_pool2d(F.avg_pool2d(inner_edges, 3, stride=1, padding=1), EDGE_PX),
+        2 * colours(inner),
     ]
     return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
 def edges(x: Tensor) -> Tensor:
-    """Strength of edges by direction in each cell: [N, 3, S, S] -> [N, DIRECTIONS, EDGE_PX, EDGE_PX]."""
+    """Strength of edges by direction: [N, 3, S, S] -> [N, DIRECTIONS, 4 * EDGE_PX, 4 * EDGE_PX]."""
     grey = F.adaptive_avg_pool2d(x, 4 * EDGE_PX).mean(dim=1, keepdim=True)
     across = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
     down = F.pad(grey[..., 2:, :] - grey[..., :-2, :], (0, 0, 1, 1))
-    # The square root keeps faint edges beside strong ones.
     strength = (across**2 + down**2 + 1e-9).sqrt()
     angles = torch.arange(DIRECTIONS) * (2 * torch.pi / DIRECTIONS)
     towards = across * angles.cos()[:, None, None] + down * angles.sin()[:, None, None]
-    share = (towards / strength).clamp_min(0) ** 2
-    return 2 * F.adaptive_avg_pool2d(strength.sqrt() * share, EDGE_PX)
+    # The square root keeps faint edges beside strong ones.
+    return strength.sqrt() * (towards / strength).clamp_min(0) ** 2
+
+
+def colours(x: Tensor) -> Tensor:
+    """Roots of soft colour histograms of each quarter: [N, 3, S, S] -> [N, COLOUR_CELLS**2, COLOUR_LEVELS**3]."""
+    small = F.adaptive_avg_pool2d(x, 4 * EDGE_PX)
+    side = small.shape[-1] // COLOUR_CELLS
+    cells = small.unfold(2, side, side).unfold(3, side, side).reshape(len(x), 3, COLOUR_CELLS**2, side * side)
+    levels = torch.linspace(-1, 1, COLOUR_LEVELS)
+    step = 2 / (COLOUR_LEVELS - 1)
+    near = (1 - (cells[..., None, :] - levels[:, None]).abs() / step).clamp_min(
+        0
+    )  # [N, 3, cells, levels, pixels]
+    red, green, blue = near.unbind(1)
+    pairs = (red[..., :, None, :] * green[..., None, :, :]).flatten(2, 3)  # [N, cells, levels**2, pixels]
+    return (pairs @ blue.transpose(-1, -2) / side**2).flatten(2).sqrt()
 
 
 def discriminant(

@@ -1,8 +1,8 @@
 """The near-duplicate detector: an anti-aliased, weight-normalised ResNet that sees copies, not meanings (Appendix C).
 
 An embedding is one L2-normalised vector. The paper's preset takes the network's output as it is. The small preset
-joins it with features that need no learning (:mod:`dedup.descriptor`) under one linear map found in closed form, so
-that minutes of training on a laptop give a detector that is right about fine differences.
+joins it with features that need no learning (:mod:`dedup.descriptor`) under one linear map found in closed form and
+a small learned head, so that minutes of training on a laptop give a detector that is right about fine differences.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Architecture:
         widths: Inner width of each stage's bottlenecks; a stage's output is four times as wide.
         depths: Bottlenecks in each stage.
         learned: Dimension of the network's output.
-        joined: Dimension after the linear map over learned and unlearned features; 0 leaves both out.
+        joined: Dimension after the linear map over learned and unlearned features; 0 leaves map and head out.
+        hidden: Width of the head over the joined features.
+        embedding: Dimension of an embedding.
     """
 
     image_px: int
@@ -57,17 +59,18 @@ class Architecture:
     depths: tuple[int, ...]
     learned: int
     joined: int = 0
+    hidden: int = 0
+    embedding: int
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.depths):
             raise ValueError(f"widths {self.widths} and depths {self.depths} must be equally long")
         if not 0 <= self.joined <= self.learned + DIMENSION:
             raise ValueError(f"joined must lie in 0..{self.learned + DIMENSION}, is {self.joined}")
-
-    @property
-    def dimension(self) -> int:
-        """Length of an embedding."""
-        return self.joined or self.learned
+        if self.joined and not (self.hidden and self.embedding <= self.joined):
+            raise ValueError(f"a head needs hidden above 0 and embedding at most joined {self.joined}")
+        if not self.joined and self.embedding != self.learned:
+            raise ValueError(f"without a head embedding must be learned {self.learned}, is {self.embedding}")
 
 
 PRESETS = {
@@ -80,6 +83,7 @@ PRESETS = {
         widths=(64, 128, 256, 512),
         depths=(3, 4, 6, 3),
         learned=512,
+        embedding=512,
     ),
     "small": Architecture(
         image_px=64,
@@ -89,7 +93,9 @@ PRESETS = {
         widths=(16, 32, 64),
         depths=(2, 2, 2),
         learned=128,
-        joined=128,
+        joined=256,
+        hidden=768,
+        embedding=128,
     ),
 }
 
@@ -120,9 +126,10 @@ class Detector(nn.Module):
 
         if a.joined:
             total = a.learned + DIMENSION
-            # Solved in closed form after training, never by its gradients.
+            # Solved in closed form, never by gradients.
             self.register_buffer("centre", torch.zeros(total))
             self.register_buffer("projection", torch.eye(a.joined, total))
+            self.joined_head = JoinedHead(a.joined, a.hidden, a.embedding)
 
     def learned(self, pixels: Tensor) -> Tensor:
         """The network's own output.
@@ -152,12 +159,40 @@ class Detector(nn.Module):
             pixels: uint8 [N, C, image_px, image_px] of :func:`prepare`.
 
         Returns:
-            float32 [N, dimension], rows of length 1.
+            float32 [N, embedding], rows of length 1.
         """
         if not self.architecture.joined:
             return self.learned(pixels)
-        centre, projection = self.get_buffer("centre"), self.get_buffer("projection")
-        return F.normalize((self.features(pixels) - centre) @ projection.T, dim=1)
+        return self.joined_head(self.project(self.features(pixels)))
+
+    def project(self, features: Tensor) -> Tensor:
+        """The closed-form map: float32 [N, learned + DIMENSION] -> [N, joined]."""
+        return (features - self.get_buffer("centre")) @ self.get_buffer("projection").T
+
+
+class JoinedHead(nn.Module):
+    """The closed-form map's leading directions plus what a small network adds to them.
+
+    Args:
+        joined: Dimension of the map.
+        hidden: Width of the network.
+        embedding: Dimension of an embedding.
+    """
+
+    def __init__(self, joined: int, hidden: int, embedding: int) -> None:
+        super().__init__()
+        self.straight = nn.Linear(joined, embedding, bias=False)
+        self.inner = nn.Linear(joined, hidden)
+        self.outer = nn.Linear(hidden, embedding)
+        with torch.no_grad():
+            # It starts as the map itself: training can only add to what closed form already knows.
+            self.straight.weight.copy_(torch.eye(embedding, joined))
+            self.outer.weight.mul_(0.1)
+            self.outer.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, joined] -> [N, embedding], rows of length 1."""
+        return F.normalize(self.straight(x) + self.outer(F.gelu(self.inner(x))), dim=1)
 
 
 def _scaled(pixels: Tensor) -> Tensor:
@@ -220,7 +255,7 @@ def embed(detector: Detector, pixels: np.ndarray, *, batch_size: int = 64) -> np
         for i in range(0, len(pixels), batch_size)
     ]
     if not found:
-        return np.zeros((0, detector.architecture.dimension), np.float32)
+        return np.zeros((0, detector.architecture.embedding), np.float32)
     return np.concatenate(found)
 
 

@@ -82,7 +82,7 @@ def embed_chunks(
 ) -> StageResult:
     """Runs the pipeline over planned chunks and writes the folder's parts."""
     beam_options = stages.pipeline_options(options.beam)
-    dimension = loaded.detector.architecture.dimension
+    dimension = loaded.detector.architecture.embedding
     contract = embeddings_contract(dimension)
     total = sum(chunk.rows for chunk in chunks)
 
@@ -198,7 +198,7 @@ def embed_batch(
     )
     if not np.isfinite(found).all():
         raise InputError("the detector gives embeddings that are not numbers", where=dataset)
-    contract = embeddings_contract(architecture.dimension)
+    contract = embeddings_contract(architecture.embedding)
     table = pa.table(
         {
             "id": pa.array([p.id for p in kept], pa.string()),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +31,7 @@ class Picture:
     Attributes:
         id: ``pair_id`` in shards, path relative to its folder elsewhere.
         label: Class folder or ``label`` column, if there is one.
+        source: Where it comes from: the site in shards, the folder or table elsewhere.
         same: Pictures with an equal mark are the same one (URL in shards); ``None`` where only bytes can tell.
         data: Encoded bytes; ``None`` if they are not there.
         problem: Why there are no bytes.
@@ -37,6 +39,7 @@ class Picture:
 
     id: str
     label: str | None
+    source: str
     same: str | None
     data: bytes | None
     problem: str | None = None
@@ -224,7 +227,21 @@ def _read_shard(chunk: Chunk) -> Iterator[Picture]:
 
 
 def _shard_picture(row: dict[str, Any], data: bytes | None, problem: str | None) -> Picture:
-    return Picture(id=row["pair_id"], label=None, same=row["url"], data=data, problem=problem)
+    return Picture(
+        id=row["pair_id"],
+        label=None,
+        source=_site(row["url"]),
+        same=row["url"],
+        data=data,
+        problem=problem,
+    )
+
+
+def _site(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:  # as of brackets that are no IPv6 address
+        return url
 
 
 def _read_files(chunk: Chunk) -> Iterator[Picture]:
@@ -235,7 +252,7 @@ def _read_files(chunk: Chunk) -> Iterator[Picture]:
             data = paths.read_bytes(paths.join(chunk.root, name))
         except (InputError, OSError) as error:
             problem = str(error)
-        yield Picture(id=name, label=label, same=None, data=data, problem=problem)
+        yield Picture(id=name, label=label, source=chunk.root, same=None, data=data, problem=problem)
 
 
 def _read_table(chunk: Chunk) -> Iterator[Picture]:
@@ -253,6 +270,7 @@ def _read_table(chunk: Chunk) -> Iterator[Picture]:
                     yield Picture(
                         id=str(row[key]),
                         label=None if label is None else str(label),
+                        source=chunk.root,
                         same=None,
                         data=data,
                         problem=None if data is not None else "the image is null",

@@ -64,7 +64,7 @@ def test_small_preset_is_small() -> None:
     made = Detector(PRESETS["small"])
     assert sum(p.numel() for p in made.parameters()) <= 1_000_000
     found = embed(made, _pixels(3, 64))
-    assert found.shape == (3, PRESETS["small"].dimension)
+    assert found.shape == (3, PRESETS["small"].embedding)
     assert np.linalg.norm(found, axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_flat_pictures_have_an_embedding() -> None:
 
 
 def test_no_pictures_no_embeddings() -> None:
-    assert embed(Detector(PRESETS["small"]), _pixels(0, 64)).shape == (0, PRESETS["small"].dimension)
+    assert embed(Detector(PRESETS["small"]), _pixels(0, 64)).shape == (0, PRESETS["small"].embedding)
 
 
 def test_saved_and_loaded_are_the_same(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_bad_detector_folders(tmp_path: Path) -> None:
 def test_impossible_architectures_are_refused(wrong: dict[str, object]) -> None:
     values: dict[str, object] = {
         "image_px": 64, "stem_channels": 8, "stem_kernel": 5, "stem_pool": False, "widths": (4, 8),
-        "depths": (1, 1), "learned": 16, **wrong,
+        "depths": (1, 1), "learned": 16, "embedding": 16, **wrong,
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"must"):
         Architecture(**values)  # type: ignore[arg-type]

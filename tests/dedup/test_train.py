@@ -12,7 +12,8 @@ from dedup import images
 from dedup.calibrate import choose_threshold
 from dedup.collection import Collection, draw_batch
 from dedup.config import TrainConfig
-from dedup.train import Schedule, info_nce, run
+from dedup.contrast import Schedule, info_nce
+from dedup.train import run
 from pipeline.cli import main
 from pipeline.core import manifest
 from pipeline.core.stage import RunOptions
@@ -31,7 +32,8 @@ def test_a_detectors_folder_is_whole(detector: str) -> None:
     assert done.contract == "detector/1"
     assert (done.rows, done.rows_in) == (60, 60)
     lines = [json.loads(line) for line in (Path(detector) / "metrics.jsonl").read_text().splitlines()]
-    assert [line["event"] for line in lines] == ["step", "end"]
+    assert {line.get("part") for line in lines} == {"network", "head", None}
+    assert lines[-1]["event"] == "end"
     assert 0 <= lines[-1]["held_out_accuracy"] <= 1
     config = json.loads((Path(detector) / "config.json").read_text())
     assert config["threshold"] == done.extra["threshold"] == lines[-1]["threshold"]
@@ -140,26 +142,44 @@ def test_look_alikes_come_together() -> None:
     assert len({int(i) // 8 for i in chosen}) <= 5
 
 
+NONE = np.zeros(0)
+
+
 def test_the_threshold_parts_what_can_be_parted() -> None:
-    positives, negatives = np.linspace(0.8, 1, 500), np.linspace(0, 0.7, 500)
-    found = choose_threshold(positives, negatives, prior=0.05, precision=0.9)
+    positives, foreign = np.linspace(0.8, 1, 500), np.linspace(0, 0.7, 500)
+    found = choose_threshold(positives, foreign, NONE, prior=0.05, precision=0.9)
     assert 0.68 < found.threshold <= 0.8
     assert (found.recall, found.precision >= 0.9) == (1.0, True)
 
 
 def test_the_threshold_rises_with_the_wanted_precision() -> None:
     draw = np.random.default_rng(0)
-    positives, negatives = draw.normal(0.9, 0.05, 5000), draw.normal(0.5, 0.1, 5000)
-    found = [choose_threshold(positives, negatives, prior=0.05, precision=p) for p in (0.5, 0.9, 0.97)]
+    positives, foreign = draw.normal(0.9, 0.05, 5000), draw.normal(0.5, 0.1, 5000)
+    found = [choose_threshold(positives, foreign, NONE, prior=0.05, precision=p) for p in (0.5, 0.9, 0.97)]
     assert found[0].threshold < found[1].threshold < found[2].threshold
     for one, wanted in zip(found, (0.5, 0.9, 0.97), strict=True):
         assert one.precision >= wanted
         assert one.recall == pytest.approx((positives >= one.threshold).mean(), abs=1e-3)
-        assert one.false_alarms == pytest.approx((negatives >= one.threshold).mean(), abs=1e-3)
+        assert one.false_alarms == pytest.approx((foreign >= one.threshold).mean(), abs=1e-3)
 
 
-def test_hopeless_similarities_give_the_most_precise_threshold() -> None:
+def test_a_series_of_akin_pictures_raises_the_threshold() -> None:
+    positives, foreign = np.linspace(0.8, 1, 1000), np.linspace(0, 0.6, 1000)
+    alone = choose_threshold(positives, foreign, NONE, prior=0.03, precision=0.95)
+    series = choose_threshold(positives, foreign, np.linspace(0.7, 0.86, 500), prior=0.03, precision=0.95)
+    assert alone.threshold <= 0.8 < series.threshold <= 0.86
+
+
+def test_unmarked_copies_are_no_false_alarms() -> None:
+    positives, foreign = np.linspace(0.8, 1, 500), np.linspace(0, 0.7, 500)
+    copied = np.concatenate([foreign[:400], np.full(100, 0.99)])
+    found = choose_threshold(positives, copied, NONE, prior=0.05, precision=0.9)
+    assert found.unmarked_copies == 100
+    assert found.threshold <= 0.8
+
+
+def test_hopeless_similarities_keep_half_of_the_copies() -> None:
     same = np.linspace(0, 1, 50)
-    found = choose_threshold(same, same, prior=0.01, precision=0.99)
+    found = choose_threshold(same, same, NONE, prior=0.01, precision=0.99)
     assert found.precision < 0.99
-    assert 0 <= found.threshold <= 1
+    assert found.recall >= 0.5

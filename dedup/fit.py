@@ -1,0 +1,158 @@
+"""Fitting a detector to pictures: first the network, then the map and the head over all features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dedup.augment import AugmentConfig, augment
+from dedup.collection import Collection, draw_batch, keyed_hash
+from dedup.config import TrainConfig
+from dedup.contrast import Batch, Schedule, optimise
+from dedup.descriptor import discriminant
+from dedup.detector import PRESETS, Architecture, Detector, prepare
+from pipeline.core.progress import Progress
+
+BATCH_SIZES = {"resnet50": 1712, "small": 64}
+AUGMENT = AugmentConfig()
+# More pictures than this change the linear map no more.
+JOINED_PICTURES = 10_000
+# Altered copies of each picture that map and head are fitted on; the map's scatter needs fewer.
+COPIES, SCATTER_COPIES = 6, 3
+HEAD_STEPS, HEAD_BATCH, HEAD_RATE, HEAD_DECAY = 800, 256, 2e-3, 0.1
+
+
+def views(
+    pictures: Collection,
+    chosen: np.ndarray,
+    seeds: Sequence[int | None],
+    architecture: Architecture,
+    *,
+    joined: bool = False,
+) -> np.ndarray:
+    """Prepared pictures, altered where there is a seed: uint8 [N, 3 or 6, S, S]."""
+    side = architecture.image_px
+    made = np.empty((len(chosen), 6 if joined else 3, side, side), np.uint8)
+    for place, (index, seed) in enumerate(zip(chosen.tolist(), seeds, strict=True)):
+        image = pictures.image(index)
+        made[place] = prepare(image if seed is None else augment(image, AUGMENT, seed), side, joined=joined)
+    return made
+
+
+def copy_seeds(pictures: Collection, chosen: np.ndarray, copy: int, *, seed: int) -> list[int | None]:
+    """A seed for one altered copy of each picture; it depends on the picture's bytes alone."""
+    return [keyed_hash(pictures.keys[i] + bytes([copy]), seed) for i in chosen.tolist()]
+
+
+@torch.inference_mode()
+def embed_pictures(
+    function: Callable[[Tensor], Tensor],
+    detector: Detector,
+    pictures: Collection,
+    chosen: np.ndarray,
+    seeds: Sequence[int | None],
+) -> np.ndarray:
+    """What a function of prepared pixels gives for pictures, altered where there is a seed: float32 [N, d]."""
+    block, joined = 64, bool(detector.architecture.joined)
+    found = []
+    for i in range(0, len(chosen), block):
+        part = views(
+            pictures, chosen[i : i + block], seeds[i : i + block], detector.architecture, joined=joined
+        )
+        found.append(function(torch.from_numpy(part)).numpy())
+    return np.concatenate(found)
+
+
+def fit(
+    config: TrainConfig, pictures: Collection, known: np.ndarray, *, quiet: bool
+) -> tuple[Detector, list[dict[str, object]]]:
+    """Trains a new detector on some pictures; returns it with its curve."""
+    torch.manual_seed(config.seed)
+    detector = Detector(PRESETS[config.preset])
+    batch_size = min(config.batch_size or BATCH_SIZES[config.preset], len(known))
+    steps = max(1, math.ceil(config.pairs / batch_size))
+    schedule = Schedule(steps=steps, warmup=math.ceil(steps * config.warmup_share), peak=config.learning_rate)
+    detector.train()
+    with Progress("dedup train: network", total=steps, unit="batches", quiet=quiet) as progress:
+        lines = optimise(
+            "network",
+            detector.learned,
+            detector,
+            _picture_batches(config, pictures, known, batch_size, steps),
+            schedule,
+            weight_decay=config.weight_decay,
+            progress=progress,
+        )
+    if detector.architecture.joined:
+        lines += fit_joined(config, detector, pictures, known[:JOINED_PICTURES], quiet=quiet)
+    detector.eval()
+    return detector, lines
+
+
+def _picture_batches(
+    config: TrainConfig, pictures: Collection, known: np.ndarray, batch_size: int, steps: int
+) -> Iterator[Batch]:
+    """Two views of each picture as uint8 [B, 3, S, S]; the next batch is made while one is used."""
+    draw = np.random.default_rng(config.seed)
+    thumbnails, shape = pictures.thumbnails[known], PRESETS[config.preset]
+
+    def make(step: int) -> Batch:
+        chosen = known[draw_batch(thumbnails, batch_size, config.neighbour_share, draw)]
+        seeds = [keyed_hash(f"{step} {place}".encode(), config.seed) for place in range(len(chosen))]
+        first = views(pictures, chosen, [s if s % 2 else None for s in seeds], shape)
+        second = views(pictures, chosen, [s + 1 for s in seeds], shape)
+        return torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(pictures.groups[chosen])
+
+    with ThreadPoolExecutor(1) as ahead:
+        waiting = ahead.submit(make, 0)
+        for step in range(steps):
+            ready = waiting.result()
+            if step + 1 < steps:
+                waiting = ahead.submit(make, step + 1)
+            yield ready
+
+
+def fit_joined(
+    config: TrainConfig, detector: Detector, pictures: Collection, known: np.ndarray, *, quiet: bool
+) -> list[dict[str, object]]:
+    """Solves the linear map over learned and unlearned features, then trains the head over it."""
+    made = []
+    with Progress("dedup train: features", total=1 + COPIES, unit="passes", quiet=quiet) as progress:
+        for copy in range(1 + COPIES):
+            seeds = copy_seeds(pictures, known, copy - 1, seed=config.seed) if copy else [None] * len(known)
+            found = embed_pictures(detector.features, detector, pictures, known, seeds)
+            made.append(found.astype(np.float16))
+            progress.update(1)
+    clean, altered = made[0].astype(np.float32), made[1:]
+    centre, projection = discriminant(clean, altered[:SCATTER_COPIES], detector.architecture.joined)
+    detector.get_buffer("centre").copy_(torch.from_numpy(centre))
+    detector.get_buffer("projection").copy_(torch.from_numpy(projection))
+    with torch.inference_mode():
+        joined = np.stack([detector.project(torch.from_numpy(x.astype(np.float32))).numpy() for x in made])
+    schedule = Schedule(steps=HEAD_STEPS, warmup=10, peak=HEAD_RATE)
+    with Progress("dedup train: head", total=HEAD_STEPS, unit="batches", quiet=quiet) as progress:
+        return optimise(
+            "head",
+            detector.joined_head,
+            detector.joined_head,
+            _joined_batches(config, joined, pictures.groups[known]),
+            schedule,
+            weight_decay=HEAD_DECAY,
+            progress=progress,
+        )
+
+
+def _joined_batches(config: TrainConfig, joined: np.ndarray, groups: np.ndarray) -> Iterator[Batch]:
+    """Two views of each picture out of its joined features, float32 [1 + copies, N, joined]."""
+    draw = np.random.default_rng(config.seed)
+    unit = joined[0] / np.maximum(np.linalg.norm(joined[0], axis=1, keepdims=True), 1e-6)
+    for _ in range(HEAD_STEPS):
+        chosen = draw_batch(unit, min(HEAD_BATCH, len(unit)), 1.0, draw, per_group=16)
+        first = joined[draw.integers(0, len(joined), len(chosen)), chosen]
+        second = joined[draw.integers(1, len(joined), len(chosen)), chosen]
+        yield torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(groups[chosen])
