@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
 
 from pipeline.core import paths, tables
-from pipeline.core.contracts import CANDIDATES, EMBEDDINGS, NEIGHBOURS
-from pipeline.demo.world import EVALUATION, Leak
+from pipeline.core.contracts import EMBEDDINGS, NEIGHBOURS
+from pipeline.demo.world import EVALUATION, leaks, lookalikes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,54 +18,73 @@ class LeakCheck:
     """What the audit found of what was planted.
 
     Attributes:
-        planted: Leaks on recorded pages whose original is in the evaluation set.
-        found: Of these, how many the audit reports.
+        planted: Altered evaluation pictures on the sites' pages, originals in the evaluation set.
+        leaked: Of these, how many reached the training shards; the filters stop some.
+        found: Of the leaked, how many the audit reports.
         reported: Evaluation pictures that the audit reports as overlap.
-        recall: found / planted.
-        precision: Reported pictures that were planted / reported.
+        lookalikes: Reported pictures that another designer drew alike by nature; false alarms all the same.
+        recall: found / leaked.
+        precision: found / reported.
+        precision_without_lookalikes: found / (reported - lookalikes).
     """
 
     planted: int
+    leaked: int
     found: int
     reported: int
+    lookalikes: int
     recall: float
     precision: float
+    precision_without_lookalikes: float
 
 
 NAME = "leak-check.json"
 
 
-def check_leaks(out: str, leaks: Sequence[Leak]) -> None:
-    """Compares ``neighbours/`` and the thresholds of ``overlaps/`` with the truth; writes ``leak-check.json``."""
-    evaluated = set(
-        tables.read_folder(paths.join(out, "embeddings", EVALUATION), EMBEDDINGS, columns=["id"])
-        .column(0)
-        .to_pylist()
-    )
-    seen = set(
-        tables.read_folder(paths.join(out, "candidates"), CANDIDATES, columns=["url"]).column(0).to_pylist()
-    )
-    planted = {leak.eval_id for leak in leaks if leak.eval_id in evaluated and leak.url in seen}
-    overlap = json.loads(paths.read_bytes(paths.join(out, "overlaps", "overlap.json")))
-    threshold = overlap["datasets"][EVALUATION]["threshold"]
-    nearest = tables.read_folder(paths.join(out, "neighbours"), NEIGHBOURS)
-    reported = {
-        row["eval_id"]
-        for row in nearest.select(["eval_dataset", "eval_id", "similarity"]).to_pylist()
-        if row["eval_dataset"] == EVALUATION and row["similarity"] >= threshold
-    }
-    found = reported & planted
+def check_leaks(out: str, world: Path, *, port: int) -> None:
+    """Compares ``neighbours/`` and the threshold of ``overlaps/`` with the truth; writes ``leak-check.json``."""
+    embedded = tables.read_folder(paths.join(out, "embeddings", EVALUATION), EMBEDDINGS, columns=["id"])
+    evaluated = set(embedded.column("id").to_pylist())
+    trained_on = _stored_urls(paths.join(out, "shards"))
+    planted = [leak for leak in leaks(world, port=port) if leak.eval_id in evaluated]
+    leaked = {leak.eval_id for leak in planted if leak.url in trained_on}
+    reported = _reported(out)
+    found = reported & leaked
+    alike = (reported & lookalikes(world)) - leaked
     result = LeakCheck(
         planted=len(planted),
+        leaked=len(leaked),
         found=len(found),
         reported=len(reported),
-        recall=len(found) / len(planted) if planted else 0.0,
-        precision=len(found) / len(reported) if reported else 0.0,
+        lookalikes=len(alike),
+        recall=_share(len(found), len(leaked)),
+        precision=_share(len(found), len(reported)),
+        precision_without_lookalikes=_share(len(found), len(reported - alike)),
     )
-    paths.write_bytes(
-        paths.join(out, NAME),
-        (json.dumps(asdict(result), indent=2, sort_keys=True) + "\n").encode(),
+    text = json.dumps(asdict(result), indent=2, sort_keys=True) + "\n"
+    paths.write_bytes(paths.join(out, NAME), text.encode())
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _stored_urls(shards: str) -> set[str]:
+    """URLs of the pictures that are in the shards."""
+    files = [f for f in paths.list_files(shards, suffixes=(".parquet",)) if "/dropped/" not in f]
+    rows = tables.read_files(files, columns=["url", "status"])
+    return set(rows.filter(pc.equal(rows["status"], "success")).column("url").to_pylist())
+
+
+def _reported(out: str) -> set[str]:
+    """Evaluation pictures at or above the threshold."""
+    overlap = json.loads(paths.read_bytes(paths.join(out, "overlaps", "overlap.json")))
+    threshold = overlap["datasets"][EVALUATION]["threshold"]
+    rows = tables.read_folder(paths.join(out, "neighbours"), NEIGHBOURS)
+    mask = pc.and_(
+        pc.equal(rows["eval_dataset"], EVALUATION), pc.greater_equal(rows["similarity"], threshold)
     )
+    return set(rows.filter(mask).column("eval_id").to_pylist())
 
 
 def read_check(out: str) -> LeakCheck:

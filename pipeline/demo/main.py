@@ -64,13 +64,14 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
             where=str(run_file),
             out=out,
             options=options,
-            before_report=partial(check_leaks, leaks=small_world.leaks(world, port=args.port)),
+            before_report=partial(check_leaks, world=world, port=args.port),
         )
     if not options.dry_run and not options.quiet:
         checked = read_check(out)
         print(
-            f"planted leaks: {checked.found} of {checked.planted} found ({checked.recall:.1%}), "
-            f"precision {checked.precision:.1%}\n"
+            f"planted leaks: {checked.found} of the {checked.leaked} in the training set found "
+            f"({checked.recall:.1%}), precision {checked.precision:.1%} "
+            f"({checked.precision_without_lookalikes:.1%} without natural look-alikes)\n"
             f"whole demo: {duration(time.monotonic() - started)}\n"
             f"open {page}"
         )

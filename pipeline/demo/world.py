@@ -87,11 +87,17 @@ def unpack_evaluation(world: Path, folder: str, *, every: int) -> int:
 
 def leaks(world: Path, *, port: int) -> list[Leak]:
     """The planted leaks of the truth file; only the check of a finished run reads them."""
-    with open(world / "truth" / "leaks.tsv", encoding="utf-8", newline="") as file:
-        return [
-            Leak(
-                row["eval_id"],
-                f"http://127.0.0.1:{port + SITES.index(row['site'])}/{row['path'].lstrip('/')}",
-            )
-            for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        ]
+    return [
+        Leak(row["eval_id"], f"http://127.0.0.1:{port + SITES.index(row['site'])}/{row['path'].lstrip('/')}")
+        for row in _truth(world, "leaks.tsv")
+    ]
+
+
+def lookalikes(world: Path) -> set[str]:
+    """Evaluation pictures that resemble a site's picture by nature, planted or not."""
+    return {row["eval_id"] for row in _truth(world, "lookalikes.tsv")}
+
+
+def _truth(world: Path, name: str) -> list[dict[str, str]]:
+    with open(world / "truth" / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))

@@ -67,8 +67,11 @@ def _truth(run: Run) -> str:
     values = results.read_json(file)
     try:
         return (
-            f"<p>Held against the known truth: <b>{values['found']:,} of {values['planted']:,}</b> planted leaks found "
-            f"(recall {charts.percent(values['recall'])}, precision {charts.percent(values['precision'])}).</p>"
+            f"<p>Held against the known truth: <b>{values['found']:,} of the {values['leaked']:,}</b> leaks in the "
+            f"training set found ({charts.percent(values['recall'])}); {values['planted']:,} were planted, the filters "
+            f"stopped the rest. Precision {charts.percent(values['precision'])}, or "
+            f"{charts.percent(values['precision_without_lookalikes'])} when {values['lookalikes']:,} that "
+            f"were drawn alike by nature are left aside.</p>"
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("not a check of leaks", where="leak-check.json") from error

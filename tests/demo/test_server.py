@@ -14,15 +14,14 @@ import requests
 from warcio.archiveiterator import ArchiveIterator
 
 from pipeline import cli
-from pipeline.core import paths
-from pipeline.core.contracts import CANDIDATES, EMBEDDINGS, NEIGHBOURS
+from pipeline.core import paths, tables
+from pipeline.core.contracts import EMBEDDINGS, NEIGHBOURS, SHARDS
 from pipeline.core.errors import InputError, StageFailedError, UsageError
-from pipeline.core.fakes import fake_table, finished_folder
+from pipeline.core.fakes import fake_shards, finished_folder
 from pipeline.demo import world as small_world
-from pipeline.demo.check import check_leaks, read_check
+from pipeline.demo.check import LeakCheck, check_leaks, read_check
 from pipeline.demo.record import record
 from pipeline.demo.server import serve
-from pipeline.demo.world import Leak
 
 
 def free_port() -> int:
@@ -135,30 +134,47 @@ def test_demo_without_its_world_is_one_line(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "o").exists()
 
 
-def test_the_check_counts_what_was_planted_and_what_was_reported(tmp_path: Path) -> None:
-    out = str(tmp_path)
-    candidates = fake_table(CANDIDATES, 4)
-    finished_folder(paths.join(out, "candidates"), CANDIDATES, candidates)
-    urls = candidates.column("url").to_pylist()
-    ids = ["a", "b", "c", "d"]
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array([1.0] * 4, pa.float32()), 1)
-    embeddings = pa.table({"id": ids, "dataset": ["noto"] * 4, "embedding": vectors})
+def test_the_check_counts_what_leaked_and_what_was_reported(tmp_path: Path) -> None:
+    out, world = str(tmp_path / "out"), tmp_path / "world"
+    fake_shards(paths.join(out, "shards"), 4)
+    urls = tables.read_files([paths.join(out, "shards", "00000.parquet")]).column("url").to_pylist()
+    # Where the truth says that a copy is served, and whether that URL is in the shards.
+    site = "openmoji\t{}\tcrop"
+    truth = {"a": urls[0], "b": urls[1], "d": "never/stored.jpg", "gone": urls[2]}
+    (world / "truth").mkdir(parents=True)
+    lines = [f"{e}\t{site.format(u.partition('example.test/')[2] or u)}" for e, u in truth.items()]
+    (world / "truth" / "leaks.tsv").write_text("\n".join(["eval_id\tsite\tpath\tedits", *lines]))
+    (world / "truth" / "lookalikes.tsv").write_text("eval_id\tlike\tdistance\nc\tx\t0.1\na\tx\t0.1\n")
+    rows = [("a", 0.9), ("b", 0.2), ("c", 0.8), ("d", 0.7), ("e", 0.5)]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array([1.0] * 5, pa.float32()), 1)
+    embeddings = pa.table({"id": [r[0] for r in rows], "dataset": ["noto"] * 5, "embedding": vectors})
     finished_folder(paths.join(out, "embeddings", "noto"), EMBEDDINGS, embeddings)
-    rows = [("a", 0.9), ("b", 0.2), ("c", 0.8), ("d", 0.1)]
     neighbours = pa.table(
         {
-            "eval_dataset": ["noto"] * 4,
+            "eval_dataset": ["noto"] * 5,
             "eval_id": [r[0] for r in rows],
-            "rank": pa.array([0] * 4, pa.int16()),
-            "pair_id": ["p"] * 4,
+            "rank": pa.array([0] * 5, pa.int16()),
+            "pair_id": ["p"] * 5,
             "similarity": pa.array([r[1] for r in rows], pa.float32()),
         }
     )
     finished_folder(paths.join(out, "neighbours"), NEIGHBOURS, neighbours)
     report = {"datasets": {"noto": {"threshold": 0.5}}}
     paths.write_bytes(paths.join(out, "overlaps", "overlap.json"), json.dumps(report).encode())
-    leaks = [Leak("a", urls[0]), Leak("b", urls[1]), Leak("z", urls[2]), Leak("d", "http://never.recorded/")]
-    check_leaks(out, leaks)
-    found = read_check(out)
-    assert (found.planted, found.found, found.reported) == (2, 1, 2)
-    assert (found.recall, found.precision) == (0.5, 0.5)
+    check_leaks(out, world, port=8731)
+    assert read_check(out) == LeakCheck(
+        planted=3, leaked=0, found=0, reported=4, lookalikes=2, recall=0.0, precision=0.0,
+        precision_without_lookalikes=0.0,
+    )  # fmt: skip
+    stored = tables.read_files([paths.join(out, "shards", "00000.parquet")])
+    served = pa.array([u.replace("http://example.test", "http://127.0.0.1:8731") for u in urls])
+    tables.write_table(
+        paths.join(out, "shards", "00000.parquet"),
+        stored.set_column(stored.schema.get_field_index("url"), "url", served),
+        SHARDS,
+    )
+    check_leaks(out, world, port=8731)
+    assert read_check(out) == LeakCheck(
+        planted=3, leaked=2, found=1, reported=4, lookalikes=1, recall=0.5, precision=0.25,
+        precision_without_lookalikes=1 / 3,
+    )  # fmt: skip

@@ -131,10 +131,14 @@ def test_a_damaged_part_spoils_only_its_own_section(run_folder: Path, tmp_path: 
 
 def test_the_check_against_the_truth_is_told(run_folder: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(run_folder, tmp_path / "run"))
-    check = {"planted": 40, "found": 38, "reported": 39, "recall": 0.95, "precision": 0.974}
+    check = {
+        "planted": 42, "leaked": 40, "found": 38, "reported": 40, "lookalikes": 1, "recall": 0.95,
+        "precision": 0.95, "precision_without_lookalikes": 0.974,
+    }  # fmt: skip
     (run / "leak-check.json").write_text(json.dumps(check))
     page = Path(write_report(str(run))).read_text("utf-8")
-    assert "<b>38 of 40</b> planted leaks found (recall 95%, precision 97.4%)" in page
+    assert "<b>38 of the 40</b> leaks in the training set found (95%); 42 were planted" in page
+    assert "Precision 95%, or 97.4% when 1 that" in page
 
 
 def test_the_card_describes_the_shards(run_folder: Path) -> None:
