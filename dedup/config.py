@@ -32,7 +32,7 @@ class TrainConfig:
 
     images: tuple[str, ...] = input_paths()
     preset: Literal["resnet50", "small"] = "small"
-    pairs: int = 12_000
+    pairs: int = 8_000
     batch_size: int | None = None
     learning_rate: float = 3e-3
     weight_decay: float = 0.05

@@ -32,6 +32,8 @@ CONTRACT = "detector/1"
 MADE_BY = "wit dedup train"
 # Larger declared sizes are refused before they are decoded.
 MAX_PIXELS = 64_000_000
+# Share of a side by which the wider and the closer look differ from the picture.
+LOOK = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +95,9 @@ PRESETS = {
         widths=(16, 32, 64),
         depths=(2, 2, 2),
         learned=128,
-        joined=256,
+        joined=384,
         hidden=768,
-        embedding=128,
+        embedding=256,
     ),
 }
 
@@ -156,14 +158,16 @@ class Detector(nn.Module):
         """Embeds prepared pictures.
 
         Args:
-            pixels: uint8 [N, C, image_px, image_px] of :func:`prepare`.
+            pixels: uint8 [N, C, image_px, image_px] of :func:`looks` or, one look only, of :func:`prepare`.
 
         Returns:
-            float32 [N, embedding], rows of length 1.
+            float32 [N, embedding], rows of length 1: the mean over a picture's looks.
         """
         if not self.architecture.joined:
             return self.learned(pixels)
-        return self.joined_head(self.project(self.features(pixels)))
+        each = pixels.reshape(-1, 6, *pixels.shape[2:])
+        found = self.joined_head(self.project(self.features(each)))
+        return F.normalize(found.reshape(len(pixels), -1, found.shape[1]).mean(dim=1), dim=1)
 
     def project(self, features: Tensor) -> Tensor:
         """The closed-form map: float32 [N, learned + DIMENSION] -> [N, joined]."""
@@ -230,20 +234,47 @@ def over_white(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def prepare(image: Image.Image, side: int, *, joined: bool = False) -> np.ndarray:
-    """Squashes an RGB picture to the detector's square.
+def prepare(
+    image: Image.Image,
+    side: int,
+    *,
+    joined: bool = False,
+    box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+    """Squashes an RGB picture, or a part of it, to the detector's square.
 
     Args:
         image: RGB.
         side: Side of the square.
         joined: Put the picture without its border beside it, as detectors with unlearned features need.
+        box: Left, top, right, bottom of the part in pixels.
 
     Returns:
         uint8 [3, side, side], or [6, side, side] if joined.
     """
-    squashed = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0))
+    squashed = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
     whole = np.ascontiguousarray(squashed.transpose(2, 0, 1))
     return np.concatenate([whole, framed(whole)]) if joined else whole
+
+
+def looks(image: Image.Image, architecture: Architecture) -> np.ndarray:
+    """What an embedding is made from: the picture and, for joined detectors, slightly wider and closer looks at it.
+
+    A look from a little further or nearer often lies closer to a cropped copy than the picture itself.
+
+    Returns:
+        uint8 [C, side, side], C being 3, or 18 for three looks of a joined detector.
+    """
+    side, joined = architecture.image_px, bool(architecture.joined)
+    whole = prepare(image, side, joined=joined)
+    if not joined:
+        return whole
+    x, y = LOOK * image.width, LOOK * image.height
+    nearer = prepare(image, side, joined=True, box=(x, y, image.width - x, image.height - y))
+    wide, high = max(1, round(x)), max(1, round(y))
+    ground = Image.new("RGB", (image.width + 2 * wide, image.height + 2 * high), image.getpixel((0, 0)))
+    ground.paste(image, (wide, high))
+    return np.concatenate([whole, prepare(ground, side, joined=True), nearer])
 
 
 @torch.inference_mode()

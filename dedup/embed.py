@@ -18,7 +18,7 @@ from dedup import detector as detectors
 from dedup import images
 from dedup.collection import UNREADABLE
 from dedup.config import EmbedConfig
-from dedup.detector import Loaded, decode, prepare
+from dedup.detector import Loaded, decode, looks
 from pipeline.core import beam as stages
 from pipeline.core import paths, tables
 from pipeline.core.contracts import EMBEDDINGS, Contract
@@ -177,7 +177,6 @@ def embed_batch(
         A table of ``embeddings/1``, and the dropped rows as (reason, id, detail).
     """
     architecture = loaded.detector.architecture
-    side, joined = architecture.image_px, bool(architecture.joined)
     kept: list[images.Picture] = []
     pixels: list[np.ndarray] = []
     lost: list[tuple[str, str, str | None]] = []
@@ -186,14 +185,15 @@ def embed_batch(
             lost.append((MISSING, picture.id, picture.problem))
             continue
         try:
-            pixels.append(prepare(decode(picture.data), side, joined=joined))
+            pixels.append(looks(decode(picture.data), architecture))
         except ValueError as error:
             lost.append((UNREADABLE, picture.id, str(error)))
             continue
         kept.append(picture)
+    side = architecture.image_px
     found = detectors.embed(
         loaded.detector,
-        np.stack(pixels) if pixels else np.zeros((0, 6 if joined else 3, side, side), np.uint8),
+        np.stack(pixels) if pixels else np.zeros((0, 3, side, side), np.uint8),
         batch_size=max(1, len(batch)),
     )
     if not np.isfinite(found).all():

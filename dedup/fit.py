@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dedup.augment import AugmentConfig, augment
@@ -15,7 +17,7 @@ from dedup.collection import Collection, draw_batch, keyed_hash
 from dedup.config import TrainConfig
 from dedup.contrast import Batch, Schedule, optimise
 from dedup.descriptor import discriminant
-from dedup.detector import PRESETS, Architecture, Detector, prepare
+from dedup.detector import PRESETS, Detector, prepare
 from pipeline.core.progress import Progress
 
 BATCH_SIZES = {"resnet50": 1712, "small": 64}
@@ -23,25 +25,20 @@ AUGMENT = AugmentConfig()
 # More pictures than this change the linear map no more.
 JOINED_PICTURES = 10_000
 # Altered copies of each picture that map and head are fitted on; the map's scatter needs fewer.
-COPIES, SCATTER_COPIES = 6, 3
-HEAD_STEPS, HEAD_BATCH, HEAD_RATE, HEAD_DECAY = 800, 256, 2e-3, 0.1
+COPIES, SCATTER_COPIES = 5, 3
+HEAD_STEPS, HEAD_BATCH, HEAD_RATE, HEAD_DECAY = 600, 256, 2e-3, 0.1
+Prepare = Callable[[Image.Image], np.ndarray]
 
 
 def views(
-    pictures: Collection,
-    chosen: np.ndarray,
-    seeds: Sequence[int | None],
-    architecture: Architecture,
-    *,
-    joined: bool = False,
+    pictures: Collection, chosen: np.ndarray, seeds: Sequence[int | None], prepared: Prepare
 ) -> np.ndarray:
-    """Prepared pictures, altered where there is a seed: uint8 [N, 3 or 6, S, S]."""
-    side = architecture.image_px
-    made = np.empty((len(chosen), 6 if joined else 3, side, side), np.uint8)
-    for place, (index, seed) in enumerate(zip(chosen.tolist(), seeds, strict=True)):
+    """Prepared pictures, altered where there is a seed: uint8 [N, C, S, S]."""
+    made = []
+    for index, seed in zip(chosen.tolist(), seeds, strict=True):
         image = pictures.image(index)
-        made[place] = prepare(image if seed is None else augment(image, AUGMENT, seed), side, joined=joined)
-    return made
+        made.append(prepared(image if seed is None else augment(image, AUGMENT, seed)))
+    return np.stack(made)
 
 
 def copy_seeds(pictures: Collection, chosen: np.ndarray, copy: int, *, seed: int) -> list[int | None]:
@@ -52,19 +49,19 @@ def copy_seeds(pictures: Collection, chosen: np.ndarray, copy: int, *, seed: int
 @torch.inference_mode()
 def embed_pictures(
     function: Callable[[Tensor], Tensor],
-    detector: Detector,
+    prepared: Prepare,
     pictures: Collection,
     chosen: np.ndarray,
     seeds: Sequence[int | None],
 ) -> np.ndarray:
     """What a function of prepared pixels gives for pictures, altered where there is a seed: float32 [N, d]."""
-    block, joined = 64, bool(detector.architecture.joined)
-    found = []
-    for i in range(0, len(chosen), block):
-        part = views(
-            pictures, chosen[i : i + block], seeds[i : i + block], detector.architecture, joined=joined
-        )
-        found.append(function(torch.from_numpy(part)).numpy())
+    block = 64
+    found = [
+        function(
+            torch.from_numpy(views(pictures, chosen[i : i + block], seeds[i : i + block], prepared))
+        ).numpy()
+        for i in range(0, len(chosen), block)
+    ]
     return np.concatenate(found)
 
 
@@ -99,13 +96,14 @@ def _picture_batches(
 ) -> Iterator[Batch]:
     """Two views of each picture as uint8 [B, 3, S, S]; the next batch is made while one is used."""
     draw = np.random.default_rng(config.seed)
-    thumbnails, shape = pictures.thumbnails[known], PRESETS[config.preset]
+    thumbnails = pictures.thumbnails[known]
+    prepared = partial(prepare, side=PRESETS[config.preset].image_px)
 
     def make(step: int) -> Batch:
         chosen = known[draw_batch(thumbnails, batch_size, config.neighbour_share, draw)]
         seeds = [keyed_hash(f"{step} {place}".encode(), config.seed) for place in range(len(chosen))]
-        first = views(pictures, chosen, [s if s % 2 else None for s in seeds], shape)
-        second = views(pictures, chosen, [s + 1 for s in seeds], shape)
+        first = views(pictures, chosen, [s if s % 2 else None for s in seeds], prepared)
+        second = views(pictures, chosen, [s + 1 for s in seeds], prepared)
         return torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(pictures.groups[chosen])
 
     with ThreadPoolExecutor(1) as ahead:
@@ -122,10 +120,11 @@ def fit_joined(
 ) -> list[dict[str, object]]:
     """Solves the linear map over learned and unlearned features, then trains the head over it."""
     made = []
+    prepared = partial(prepare, side=detector.architecture.image_px, joined=True)
     with Progress("dedup train: features", total=1 + COPIES, unit="passes", quiet=quiet) as progress:
         for copy in range(1 + COPIES):
             seeds = copy_seeds(pictures, known, copy - 1, seed=config.seed) if copy else [None] * len(known)
-            found = embed_pictures(detector.features, detector, pictures, known, seeds)
+            found = embed_pictures(detector.features, prepared, pictures, known, seeds)
             made.append(found.astype(np.float16))
             progress.update(1)
     clean, altered = made[0].astype(np.float32), made[1:]

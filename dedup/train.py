@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from dedup.calibrate import Calibration, choose_threshold
 from dedup.collection import UNREADABLE, Collection
 from dedup.config import TrainConfig
 from dedup.contrast import TEMPERATURE
-from dedup.detector import CONFIG, CONTRACT, WEIGHTS, Detector, save
+from dedup.detector import CONFIG, CONTRACT, WEIGHTS, Detector, looks, save
 from dedup.fit import copy_seeds, embed_pictures, fit
 from pipeline.core import paths, tables
 from pipeline.core.contracts import DROPPED
@@ -31,7 +32,7 @@ STAGE = "dedup train"
 REASONS = (UNREADABLE,)
 METRICS = "metrics.jsonl"
 PROXY_BATCH = 1712
-POSITIVES = 4
+POSITIVES = 2
 HELD_OUT_AT_MOST = 20_000
 
 
@@ -62,6 +63,7 @@ def train(config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, quie
         with Progress(f"{STAGE}: reading", total=total, unit="pictures", quiet=quiet):
             pictures.fill(chunks, max_images=config.max_images, seed=config.seed)
         known, held_out = pictures.split(config.held_out, seed=config.seed)
+        held_out = held_out[:HELD_OUT_AT_MOST]
         if len(known) < 2 or not len(held_out):
             raise InputError(
                 "too few readable pictures to train and calibrate on",
@@ -70,8 +72,10 @@ def train(config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, quie
                 found=f"{len(pictures)} readable of {pictures.read}",
             )
         detector, lines = fit(config, pictures, known, quiet=quiet)
-        calibration = calibrate(config, detector, pictures, held_out)
-        accuracy = proxy_accuracy(config, detector, pictures, held_out)
+        with Progress(f"{STAGE}: calibrating", unit="pictures", quiet=quiet):
+            clean, altered = held_out_embeddings(config, detector, pictures, held_out)
+        calibration = calibrate(config, pictures, held_out, clean, altered)
+        accuracy = proxy_accuracy(pictures.groups[held_out], clean[held_out], altered[0])
         lines.append({"event": "end", "held_out_accuracy": accuracy, **asdict(calibration)})
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         paths.write_bytes(paths.join(out, METRICS), text.encode())
@@ -93,30 +97,43 @@ def train(config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, quie
         )
 
 
-def proxy_accuracy(
+def held_out_embeddings(
     config: TrainConfig, detector: Detector, pictures: Collection, held_out: np.ndarray
-) -> float:
-    """Share of held-out pictures whose altered copy is nearest to them among at most 1,712 [Appendix C]."""
-    _, first = np.unique(pictures.groups[held_out], return_index=True)
-    chosen = held_out[np.sort(first)][:PROXY_BATCH]
-    clean = embed_pictures(detector, detector, pictures, chosen, [None] * len(chosen))
-    seeds = copy_seeds(pictures, chosen, 0, seed=config.seed)
-    altered = embed_pictures(detector, detector, pictures, chosen, seeds)
-    return float((np.argmax(altered @ clean.T, axis=1) == np.arange(len(chosen))).mean())
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Embeddings [N, d] of all pictures, and [H, d] of each of some altered copies of the held-out ones."""
+    prepared = partial(looks, architecture=detector.architecture)
+    everything = np.arange(len(pictures))
+    clean = embed_pictures(detector, prepared, pictures, everything, [None] * len(everything))
+    altered = [
+        embed_pictures(
+            detector, prepared, pictures, held_out, copy_seeds(pictures, held_out, copy, seed=config.seed)
+        )
+        for copy in range(POSITIVES)
+    ]
+    return clean, altered
+
+
+def proxy_accuracy(groups: np.ndarray, clean: np.ndarray, altered: np.ndarray) -> float:
+    """Share of pictures whose altered copy is nearest to them among at most 1,712 [Appendix C].
+
+    Args:
+        groups: int64 [N]; of pictures of one group only the first counts.
+        clean: float32 [N, d].
+        altered: float32 [N, d].
+    """
+    chosen = np.sort(np.unique(groups, return_index=True)[1])[:PROXY_BATCH]
+    return float((np.argmax(altered[chosen] @ clean[chosen].T, axis=1) == np.arange(len(chosen))).mean())
 
 
 def calibrate(
-    config: TrainConfig, detector: Detector, pictures: Collection, held_out: np.ndarray
+    config: TrainConfig,
+    pictures: Collection,
+    held_out: np.ndarray,
+    clean: np.ndarray,
+    altered: Sequence[np.ndarray],
 ) -> Calibration:
     """Chooses the threshold on held-out pictures; see :mod:`dedup.calibrate`."""
-    held_out = held_out[:HELD_OUT_AT_MOST]
-    everything = np.arange(len(pictures))
-    clean = embed_pictures(detector, detector, pictures, everything, [None] * len(everything))
-    positives = []
-    for copy in range(1, 1 + POSITIVES):
-        seeds = copy_seeds(pictures, held_out, copy, seed=config.seed)
-        altered = embed_pictures(detector, detector, pictures, held_out, seeds)
-        positives.append((altered * clean[held_out]).sum(axis=1))
+    positives = [(copy * clean[held_out]).sum(axis=1) for copy in altered]
     foreign = np.empty(len(held_out), np.float32)
     akin: list[np.ndarray] = []
     for start in range(0, len(held_out), 512):
