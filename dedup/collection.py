@@ -118,14 +118,16 @@ class Collection:
         start, length = self._places[index]
         return decode(os.pread(self._file.fileno(), length, start))
 
+    def distinct(self) -> np.ndarray:
+        """Index of the first picture of each group: a picture seen again teaches nothing new."""
+        return np.sort(np.unique(self.groups, return_index=True)[1])
+
     def split(self, share: float, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices to train on and indices held out, whole groups at a time, by keyed hash of their bytes."""
+        """Distinct pictures to train on and distinct pictures held out, by keyed hash of their bytes."""
         limit = int(share * 2**64)
-        first: dict[int, bool] = {}
-        for key, group in zip(self.keys, self.groups.tolist(), strict=True):
-            first.setdefault(group, keyed_hash(key, seed) < limit)
-        out = np.array([first[g] for g in self.groups.tolist()], bool)
-        return np.flatnonzero(~out), np.flatnonzero(out)
+        chosen = self.distinct()
+        out = np.array([keyed_hash(self.keys[i], seed) < limit for i in chosen.tolist()], bool)
+        return chosen[~out], chosen[out]
 
 
 def _pictures(chunks: Sequence[images.Chunk]) -> Iterator[images.Picture]:

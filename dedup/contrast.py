@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -89,7 +88,7 @@ def optimise(
     optimizer = torch.optim.AdamW(_decayed(module, weight_decay), lr=schedule.peak, betas=(0.9, 0.98))
     lines: list[dict[str, object]] = []
     seen: list[tuple[float, float]] = []
-    pairs, started = 0, time.process_time()
+    pairs = 0
     for step, (first, second, groups) in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
@@ -116,7 +115,6 @@ def optimise(
                     "loss": round(mean_loss, 5),
                     "accuracy": round(mean_accuracy, 5),
                     "learning_rate": schedule.rate(step),
-                    "cpu_seconds": round(time.process_time() - started, 1),
                 }
             )
             seen.clear()

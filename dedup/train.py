@@ -100,10 +100,16 @@ def train(config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, quie
 def held_out_embeddings(
     config: TrainConfig, detector: Detector, pictures: Collection, held_out: np.ndarray
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Embeddings [N, d] of all pictures, and [H, d] of each of some altered copies of the held-out ones."""
+    """Embeddings of all distinct pictures, and of some altered copies of the held-out ones.
+
+    Returns:
+        float32 [N, d] by index in the collection, zeros for pictures seen before, and float32 [H, d] per copy.
+    """
     prepared = partial(looks, architecture=detector.architecture)
-    everything = np.arange(len(pictures))
-    clean = embed_pictures(detector, prepared, pictures, everything, [None] * len(everything))
+    distinct = pictures.distinct()
+    found = embed_pictures(detector, prepared, pictures, distinct, [None] * len(distinct))
+    clean = np.zeros((len(pictures), found.shape[1]), np.float32)
+    clean[distinct] = found
     altered = [
         embed_pictures(
             detector, prepared, pictures, held_out, copy_seeds(pictures, held_out, copy, seed=config.seed)
