@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import io
 import random
-from dataclasses import dataclass
 
 from PIL import Image
+
+from dedup.config import AugmentConfig
 
 RESAMPLING = (
     Image.Resampling.NEAREST,
@@ -23,50 +24,6 @@ RESAMPLING = (
 )
 # Pillow rotates with these three only.
 ROTATING = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Strengths of the augmentations [Appendix C names them; the paper gives no numbers].
-
-    Attributes:
-        min_crop: Smallest share of a side that a crop keeps.
-        max_aspect: Largest ratio by which width and height are stretched against each other.
-        min_scale: Smallest factor of down-sizing.
-        max_scale: Largest factor of up-sizing.
-        max_rotation_degrees: Largest rotation either way.
-        min_jpeg_quality: Lowest JPEG quality.
-        max_hue: Largest turn of the hue, as a share of the colour circle.
-        max_saturation: Largest change of saturation, as a share.
-        max_value: Largest change of brightness, as a share.
-        probability: Chance of each step, drawn for each picture.
-    """
-
-    min_crop: float = 0.85
-    max_aspect: float = 1.15
-    min_scale: float = 0.45
-    max_scale: float = 2.0
-    max_rotation_degrees: float = 3.0
-    min_jpeg_quality: int = 30
-    max_hue: float = 0.01
-    max_saturation: float = 0.12
-    max_value: float = 0.1
-    probability: float = 0.7
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_crop <= 1:
-            raise ValueError(f"min_crop must lie in (0, 1], is {self.min_crop}; 0.75 keeps three quarters")
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability must lie in [0, 1], is {self.probability}")
-        if self.max_aspect < 1:
-            raise ValueError(f"max_aspect must be at least 1 (no distortion), is {self.max_aspect}")
-        if not 0 < self.min_scale <= self.max_scale:
-            raise ValueError(f"min_scale {self.min_scale} must be above 0 and at most {self.max_scale}")
-        if not 1 <= self.min_jpeg_quality <= 95:
-            raise ValueError(f"min_jpeg_quality must lie in 1..95, is {self.min_jpeg_quality}")
-        for name in ("max_rotation_degrees", "max_hue", "max_saturation", "max_value"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, is {getattr(self, name)}")
 
 
 def augment(image: Image.Image, config: AugmentConfig, seed: int) -> Image.Image:

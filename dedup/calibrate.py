@@ -8,14 +8,15 @@ held-out pictures measure both, because they are pictures that the training set 
 - a picture akin to it was copied (the next one of the same series, of which a copy is in the training set): for
   each akin picture as likely as any copy is. Pictures of a held-out picture's *own* source tell how many there are.
 
-The threshold is the lowest one at which an audit is expected to be right often enough:
+The threshold is the lowest one at which an audit is expected to be right often enough, or, where none is, the highest
+that is allowed:
 
     alarms(t)    = share of best foreign matches >= t  +  prior * akin pictures >= t, per picture
     precision(t) = prior * recall(t) / (prior * recall(t) + (1 - prior) * alarms(t))
 
-with ``prior`` the share of an evaluation set that is expected to be copied. A foreign match at or above the median
-positive is taken for a copy that nobody marked (the web is full of them), not for a false alarm; so at least half
-of the copies stay above the threshold.
+with ``prior`` the share of an evaluation set that is expected to be copied. The highest that is allowed leaves 60 %
+of the altered copies at or above it: they are altered more than copies on the web are, and a foreign match that is
+more alike than that is taken for a copy that nobody marked (the web is full of them), not for a false alarm.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
+# Share of the altered copies that every threshold leaves at or above it.
+LEAST_RECALL = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class Calibration:
 def choose_threshold(
     positives: np.ndarray, foreign: np.ndarray, akin: np.ndarray, *, prior: float, precision: float
 ) -> Calibration:
-    """The lowest threshold whose expected precision is high enough, or the most precise one if none is.
+    """The lowest threshold whose expected precision is high enough, or the highest allowed if none is.
 
     Args:
         positives: Similarities of pictures to altered copies of themselves.
@@ -62,17 +66,17 @@ def choose_threshold(
     """
     if not len(positives) or not len(foreign):
         raise ValueError("calibration needs at least one positive and one negative")
-    typical = float(np.median(positives))
-    negatives = foreign[foreign < typical]
+    highest = float(np.quantile(positives, 1 - LEAST_RECALL, method="lower"))
+    negatives = foreign[foreign < highest]
     steps = np.unique(np.round(np.concatenate([positives, negatives]).astype(np.float64), 4))
-    steps = steps[steps <= max(typical, steps[0])]
+    steps = steps[steps <= max(highest + 5e-5, steps[0])]
     recall = _share_above(positives, steps, len(positives))
     # One half is added: that none was seen does not mean that there is none.
     alarms = _share_above(negatives, steps, len(negatives) + 1) + 0.5 / (len(negatives) + 1)
     alarms = np.minimum(1, alarms + prior * _share_above(akin, steps, len(foreign)))
     expected = prior * recall / (prior * recall + (1 - prior) * alarms)
     enough = np.flatnonzero(expected >= precision)
-    place = int(enough[0]) if len(enough) else int(np.argmax(expected))
+    place = int(enough[0]) if len(enough) else len(steps) - 1
     return Calibration(
         threshold=round(float(steps[place]), 4),
         recall=float(recall[place]),

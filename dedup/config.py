@@ -9,6 +9,50 @@ from pipeline.core.config import input_path, input_paths, unhashed
 
 
 @dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Strengths of the augmentations [Appendix C names them; the paper gives no numbers].
+
+    Attributes:
+        min_crop: Smallest share of a side that a crop keeps.
+        max_aspect: Largest ratio by which width and height are stretched against each other.
+        min_scale: Smallest factor of down-sizing.
+        max_scale: Largest factor of up-sizing.
+        max_rotation_degrees: Largest rotation either way.
+        min_jpeg_quality: Lowest JPEG quality.
+        max_hue: Largest turn of the hue, as a share of the colour circle.
+        max_saturation: Largest change of saturation, as a share.
+        max_value: Largest change of brightness, as a share.
+        probability: Chance of each step, drawn for each picture.
+    """
+
+    min_crop: float = 0.85
+    max_aspect: float = 1.15
+    min_scale: float = 0.45
+    max_scale: float = 2.0
+    max_rotation_degrees: float = 3.0
+    min_jpeg_quality: int = 30
+    max_hue: float = 0.01
+    max_saturation: float = 0.12
+    max_value: float = 0.1
+    probability: float = 0.7
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_crop <= 1:
+            raise ValueError(f"min_crop must lie in (0, 1], is {self.min_crop}; 0.75 keeps three quarters")
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability must lie in [0, 1], is {self.probability}")
+        if self.max_aspect < 1:
+            raise ValueError(f"max_aspect must be at least 1 (no distortion), is {self.max_aspect}")
+        if not 0 < self.min_scale <= self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale} must be above 0 and at most {self.max_scale}")
+        if not 1 <= self.min_jpeg_quality <= 95:
+            raise ValueError(f"min_jpeg_quality must lie in 1..95, is {self.min_jpeg_quality}")
+        for name in ("max_rotation_degrees", "max_hue", "max_saturation", "max_value"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, is {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """``wit dedup train`` [Appendix C].
 
@@ -26,6 +70,7 @@ class TrainConfig:
         prior: Share of an evaluation set that an audit is expected to find copied, for the calibration
             [Section 5: mean 3.2 %].
         precision: Expected precision of an audit at the calibrated threshold.
+        augment: Strengths of the augmentations.
         seed: Seed of initial weights, order and augmentations.
         threads: Threads of the arithmetic; another count may change last bits.
     """
@@ -42,6 +87,7 @@ class TrainConfig:
     max_images: int = 1_000_000
     prior: float = 0.032
     precision: float = 0.95
+    augment: AugmentConfig = AugmentConfig()
     seed: int = 0
     threads: int = 1
 

@@ -110,21 +110,29 @@ def discriminant(
         dimension: Directions to keep, at most D.
 
     Returns:
-        Centre [D] and projection [dimension, D]; projected features have about unit variance in each direction.
+        Centre [D] and projection [dimension, D]; projected features have about unit variance in each direction,
+        directions beyond the number of pictures are zeros.
     """
-    from scipy.linalg import eigh
+    from scipy.linalg import cholesky, eigh, solve_triangular
 
+    count, total = clean.shape
     centre = clean.mean(axis=0)
-    middle = (clean - centre).astype(np.float64)
-    scatter = middle.T @ middle / len(clean)
-    noise = np.zeros_like(scatter)
+    noise = np.zeros((total, total))
     for copy in altered:
         change = (copy - clean).astype(np.float64)
-        noise += change.T @ change / (len(altered) * len(clean))
-    count = len(scatter)
-    noise += np.eye(count) * (RIDGE * np.trace(noise) / count + 1e-9)
-    values, directions = eigh(scatter, noise, subset_by_index=(count - dimension, count - 1))
+        noise += change.T @ change / (len(altered) * count)
+    noise += np.eye(total) * (RIDGE * np.trace(noise) / total + 1e-9)
+    root = cholesky(noise, lower=True)
+    # With the noise whitened the problem is an ordinary one, on the smaller of its two sides.
+    whitened = solve_triangular(root, (clean - centre).T.astype(np.float64), lower=True) / count**0.5
+    if count < total:
+        values, small = eigh(whitened.T @ whitened, subset_by_index=(max(0, count - dimension), count - 1))
+        vectors = whitened @ small / np.sqrt(np.maximum(values, 1e-12))
+    else:
+        values, vectors = eigh(whitened @ whitened.T, subset_by_index=(total - dimension, total - 1))
+    directions = solve_triangular(root, vectors, lower=True, trans="T")
     # A direction's value is its signal over its noise: below 1 it fades instead of being blown up.
     weights = 1 / np.sqrt(np.maximum(values[::-1], 0) + 1)
-    projection = (directions[:, ::-1] * weights).T
+    projection = np.zeros((dimension, total))
+    projection[: len(values)] = (directions[:, ::-1] * weights).T
     return centre.astype(np.float32), np.ascontiguousarray(projection, np.float32)

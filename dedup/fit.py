@@ -12,32 +12,36 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dedup.augment import AugmentConfig, augment
+from dedup.augment import augment
 from dedup.collection import Collection, draw_batch, keyed_hash
-from dedup.config import TrainConfig
+from dedup.config import AugmentConfig, TrainConfig
 from dedup.contrast import Batch, Schedule, optimise
 from dedup.descriptor import discriminant
 from dedup.detector import PRESETS, Detector, prepare
 from pipeline.core.progress import Progress
 
 BATCH_SIZES = {"resnet50": 1712, "small": 64}
-AUGMENT = AugmentConfig()
 # More pictures than this change the linear map no more.
 JOINED_PICTURES = 10_000
 # Altered copies of each picture that map and head are fitted on; the map's scatter needs fewer.
 COPIES, SCATTER_COPIES = 5, 3
-HEAD_STEPS, HEAD_BATCH, HEAD_RATE, HEAD_DECAY = 600, 256, 2e-3, 0.1
+# The head sees its features ready-made, so it can see many more pairs than the network.
+HEAD_PAIRS_PER_PAIR, HEAD_BATCH, HEAD_RATE, HEAD_DECAY = 20, 256, 2e-3, 0.1
 Prepare = Callable[[Image.Image], np.ndarray]
 
 
 def views(
-    pictures: Collection, chosen: np.ndarray, seeds: Sequence[int | None], prepared: Prepare
+    pictures: Collection,
+    chosen: np.ndarray,
+    seeds: Sequence[int | None],
+    prepared: Prepare,
+    strengths: AugmentConfig,
 ) -> np.ndarray:
     """Prepared pictures, altered where there is a seed: uint8 [N, C, S, S]."""
     made = []
     for index, seed in zip(chosen.tolist(), seeds, strict=True):
         image = pictures.image(index)
-        made.append(prepared(image if seed is None else augment(image, AUGMENT, seed)))
+        made.append(prepared(image if seed is None else augment(image, strengths, seed)))
     return np.stack(made)
 
 
@@ -53,15 +57,13 @@ def embed_pictures(
     pictures: Collection,
     chosen: np.ndarray,
     seeds: Sequence[int | None],
+    strengths: AugmentConfig,
 ) -> np.ndarray:
     """What a function of prepared pixels gives for pictures, altered where there is a seed: float32 [N, d]."""
-    block = 64
-    found = [
-        function(
-            torch.from_numpy(views(pictures, chosen[i : i + block], seeds[i : i + block], prepared))
-        ).numpy()
-        for i in range(0, len(chosen), block)
-    ]
+    found = []
+    for i in range(0, len(chosen), 64):
+        pixels = views(pictures, chosen[i : i + 64], seeds[i : i + 64], prepared, strengths)
+        found.append(function(torch.from_numpy(pixels)).numpy())
     return np.concatenate(found)
 
 
@@ -102,8 +104,8 @@ def _picture_batches(
     def make(step: int) -> Batch:
         chosen = known[draw_batch(thumbnails, batch_size, config.neighbour_share, draw)]
         seeds = [keyed_hash(f"{step} {place}".encode(), config.seed) for place in range(len(chosen))]
-        first = views(pictures, chosen, [s if s % 2 else None for s in seeds], prepared)
-        second = views(pictures, chosen, [s + 1 for s in seeds], prepared)
+        first = views(pictures, chosen, [s if s % 2 else None for s in seeds], prepared, config.augment)
+        second = views(pictures, chosen, [s + 1 for s in seeds], prepared, config.augment)
         return torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(pictures.groups[chosen])
 
     with ThreadPoolExecutor(1) as ahead:
@@ -124,7 +126,7 @@ def fit_joined(
     with Progress("dedup train: features", total=1 + COPIES, unit="passes", quiet=quiet) as progress:
         for copy in range(1 + COPIES):
             seeds = copy_seeds(pictures, known, copy - 1, seed=config.seed) if copy else [None] * len(known)
-            found = embed_pictures(detector.features, prepared, pictures, known, seeds)
+            found = embed_pictures(detector.features, prepared, pictures, known, seeds, config.augment)
             made.append(found.astype(np.float16))
             progress.update(1)
     clean, altered = made[0].astype(np.float32), made[1:]
@@ -133,24 +135,27 @@ def fit_joined(
     detector.get_buffer("projection").copy_(torch.from_numpy(projection))
     with torch.inference_mode():
         joined = np.stack([detector.project(torch.from_numpy(x.astype(np.float32))).numpy() for x in made])
-    schedule = Schedule(steps=HEAD_STEPS, warmup=10, peak=HEAD_RATE)
-    with Progress("dedup train: head", total=HEAD_STEPS, unit="batches", quiet=quiet) as progress:
+    steps = math.ceil(config.pairs * HEAD_PAIRS_PER_PAIR / HEAD_BATCH)
+    schedule = Schedule(steps=steps, warmup=10, peak=HEAD_RATE)
+    with Progress("dedup train: head", total=steps, unit="batches", quiet=quiet) as progress:
         return optimise(
             "head",
             detector.joined_head,
             detector.joined_head,
-            _joined_batches(config, joined, pictures.groups[known]),
+            _joined_batches(config, joined, pictures.groups[known], steps),
             schedule,
             weight_decay=HEAD_DECAY,
             progress=progress,
         )
 
 
-def _joined_batches(config: TrainConfig, joined: np.ndarray, groups: np.ndarray) -> Iterator[Batch]:
+def _joined_batches(
+    config: TrainConfig, joined: np.ndarray, groups: np.ndarray, steps: int
+) -> Iterator[Batch]:
     """Two views of each picture out of its joined features, float32 [1 + copies, N, joined]."""
     draw = np.random.default_rng(config.seed)
     unit = joined[0] / np.maximum(np.linalg.norm(joined[0], axis=1, keepdims=True), 1e-6)
-    for _ in range(HEAD_STEPS):
+    for _ in range(steps):
         chosen = draw_batch(unit, min(HEAD_BATCH, len(unit)), 1.0, draw, per_group=16)
         first = joined[draw.integers(0, len(joined), len(chosen)), chosen]
         second = joined[draw.integers(1, len(joined), len(chosen)), chosen]

@@ -107,15 +107,13 @@ def held_out_embeddings(
     """
     prepared = partial(looks, architecture=detector.architecture)
     distinct = pictures.distinct()
-    found = embed_pictures(detector, prepared, pictures, distinct, [None] * len(distinct))
+    found = embed_pictures(detector, prepared, pictures, distinct, [None] * len(distinct), config.augment)
     clean = np.zeros((len(pictures), found.shape[1]), np.float32)
     clean[distinct] = found
-    altered = [
-        embed_pictures(
-            detector, prepared, pictures, held_out, copy_seeds(pictures, held_out, copy, seed=config.seed)
-        )
-        for copy in range(POSITIVES)
-    ]
+    altered = []
+    for copy in range(POSITIVES):
+        seeds = copy_seeds(pictures, held_out, copy, seed=config.seed)
+        altered.append(embed_pictures(detector, prepared, pictures, held_out, seeds, config.augment))
     return clean, altered
 
 

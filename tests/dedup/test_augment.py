@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dedup.augment import AugmentConfig, augment, jitter_hsv, rotate
+from dedup.augment import augment, jitter_hsv, rotate
+from dedup.config import AugmentConfig
 from pipeline.core.fakes import picture
 
 

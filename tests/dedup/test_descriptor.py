@@ -71,6 +71,21 @@ def test_the_discriminant_keeps_what_survives() -> None:
 
 
 def test_fewer_pictures_than_features() -> None:
-    clean = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
-    _, projection = discriminant(clean, [clean, clean], 16)
+    draw = np.random.default_rng(0)
+    clean = draw.normal(size=(5, 40)).astype(np.float32)
+    _, projection = discriminant(clean, [clean + 0.1 * draw.normal(size=clean.shape) for _ in range(2)], 16)
+    assert projection.shape == (16, 40)
     assert np.isfinite(projection).all()
+    assert np.abs(projection[:4]).max(axis=1).min() > 0
+    assert not projection[5:].any()
+
+
+def test_both_sides_of_the_problem_agree() -> None:
+    draw = np.random.default_rng(1)
+    clean = draw.normal(size=(30, 29)) * np.linspace(1, 3, 29)
+    altered = [clean + 0.3 * draw.normal(size=clean.shape)]
+    _, wide = discriminant(clean, altered, 8)  # more pictures than features
+    padded = [np.pad(x, ((0, 0), (0, 8))) for x in (clean, *altered)]  # features that are always nought
+    _, narrow = discriminant(padded[0], padded[1:], 8)
+    one, two = clean @ wide.T, clean @ narrow[:, :29].T
+    assert np.abs(np.corrcoef(one.T, two.T)[:8, 8:]).diagonal().min() > 0.95

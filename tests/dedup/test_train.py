@@ -179,8 +179,8 @@ def test_unmarked_copies_are_no_false_alarms() -> None:
     assert found.threshold <= 0.8
 
 
-def test_hopeless_similarities_keep_half_of_the_copies() -> None:
+def test_hopeless_similarities_keep_most_of_the_copies() -> None:
     same = np.linspace(0, 1, 50)
     found = choose_threshold(same, same, NONE, prior=0.01, precision=0.99)
     assert found.precision < 0.99
-    assert found.recall >= 0.5
+    assert 0.6 <= found.recall < 0.65
