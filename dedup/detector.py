@@ -26,6 +26,7 @@ from dedup.layers import BlurPool2d, Bottleneck, WeightNormConv2d
 from pipeline.core import config as configuration
 from pipeline.core import paths
 from pipeline.core.errors import ContractError, InputError, WitError
+from pipeline.core.pictures import over_white
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CONTRACT = "detector/1"
@@ -216,22 +217,11 @@ def decode(data: bytes) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"too large: {image.width} x {image.height} pixels")
         image.draft("RGB", (512, 512))
-        image.load()
         return over_white(image)
     except ValueError:
         raise
     except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
         raise ValueError(f"{type(error).__name__}: {error}") from error
-
-
-def over_white(image: Image.Image) -> Image.Image:
-    """Any picture as RGB, transparent parts over white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        ground.alpha_composite(layer)
-        return ground.convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def prepare(

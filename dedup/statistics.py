@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.core.statistics import clopper_pearson
+
 
 def binomial_p(correct: int, total: int, null: float) -> float:
     """P(X >= correct) for X ~ Binomial(total, null): how likely a result this good is without a gain.
@@ -24,25 +26,6 @@ def binomial_p(correct: int, total: int, null: float) -> float:
     if not 0 <= null <= 1:
         raise ValueError(f"null must lie in [0, 1], is {null}")
     return float(binom.sf(correct - 1, total, null))
-
-
-def clopper_pearson(correct: int, total: int, confidence: float = 0.995) -> tuple[float, float]:
-    """The exact (Clopper-Pearson) interval of an accuracy [99.5 %].
-
-    Args:
-        correct: Right answers.
-        total: Answers, at least 1.
-        confidence: Level of the two-sided interval.
-    """
-    from scipy.stats import beta
-
-    _check(correct, total)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, is {confidence}")
-    tail = (1 - confidence) / 2
-    low = 0.0 if correct == 0 else float(beta.ppf(tail, correct, total - correct + 1))
-    high = 1.0 if correct == total else float(beta.ppf(1 - tail, correct + 1, total - correct))
-    return low, high
 
 
 def fisher_p(overlap: tuple[int, int], clean: tuple[int, int]) -> float:
@@ -164,7 +147,7 @@ def outcome(counts: Counts, *, alpha: float, confidence: float) -> Outcome:
     acc_all = (over + clean) / n_all
     made = replace(made, acc_all=acc_all)
     if counts.n_overlap:
-        low, high = clopper_pearson(over, counts.n_overlap, confidence)
+        low, high = clopper_pearson(over, counts.n_overlap, confidence=confidence)
         made = replace(made, acc_overlap=over / counts.n_overlap, ci_low=low, ci_high=high)
     if counts.n_clean:
         null = clean / counts.n_clean

@@ -9,12 +9,12 @@ from dedup.statistics import (
     Outcome,
     binomial_p,
     bonferroni_family,
-    clopper_pearson,
     corrected,
     detectable_gain,
     fisher_p,
     outcome,
 )
+from pipeline.core.statistics import clopper_pearson
 
 KNOWN = [
     (60, 100, 0.5, 0.028444, 0.454989, 0.733607),
@@ -30,7 +30,7 @@ KNOWN = [
 @pytest.mark.parametrize(("correct", "total", "null", "p", "low", "high"), KNOWN)
 def test_known_values(correct: int, total: int, null: float, p: float, low: float, high: float) -> None:
     assert binomial_p(correct, total, null) == pytest.approx(p, rel=2e-5)
-    assert clopper_pearson(correct, total) == pytest.approx((low, high), abs=1e-6)
+    assert clopper_pearson(correct, total, confidence=0.995) == pytest.approx((low, high), abs=1e-6)
 
 
 @given(total=st.integers(1, 300), share=st.floats(0, 1), null=st.floats(0, 1))
@@ -41,7 +41,9 @@ def test_agrees_with_scipy(total: int, share: float, null: float) -> None:
     test = binomtest(correct, total, null, alternative="greater")
     assert binomial_p(correct, total, null) == pytest.approx(test.pvalue, abs=1e-9)
     interval = binomtest(correct, total).proportion_ci(0.995, method="exact")
-    assert clopper_pearson(correct, total) == pytest.approx((interval.low, interval.high), abs=1e-9)
+    assert clopper_pearson(correct, total, confidence=0.995) == pytest.approx(
+        (interval.low, interval.high), abs=1e-9
+    )
 
 
 def test_fisher_agrees_with_scipy() -> None:
