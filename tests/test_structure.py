@@ -114,3 +114,13 @@ def test_continuous_integration_runs_the_readmes_two_commands_as_written() -> No
     lines = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
     for command in commands:
         assert any(line == command or line.endswith(f"=tiny {command}") for line in lines), command
+
+
+def test_architecture_names_files_that_exist() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w/.]+)` \|[^|]*\| ([^|]+) \|$", text, re.M)
+    assert len(rows) >= 12
+    for room, names in rows:
+        assert (ROOT / room).exists(), room
+        for name in re.findall(r"`([\w/]+\.\w+)`", names):
+            assert (ROOT / room / name).exists(), f"{room}{name}"
