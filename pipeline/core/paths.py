@@ -34,11 +34,6 @@ def filesystem(path: str) -> tuple[Any, str]:
         raise InputError("no reader for this kind of address", where=path, found=str(error)) from error
 
 
-def is_local(path: str) -> bool:
-    """Whether the path lies on this machine's own file system."""
-    return isinstance(filesystem(path)[0], LocalFileSystem)
-
-
 def exists(path: str) -> bool:
     """Whether a file or folder is there."""
     fs, name = filesystem(path)
