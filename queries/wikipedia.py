@@ -8,7 +8,6 @@ Elements are matched by local name, so every schema version reads alike.
 
 from __future__ import annotations
 
-import json
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core import paths
+from pipeline.core import json_input, paths
 from pipeline.core.errors import InputError
 from queries import streams
 from queries.streams import Gap, Loss
@@ -329,7 +328,7 @@ def _read_jsonl(split: Split, lost: list[Loss], counts: dict[str, int]) -> Itera
             continue
         counts["pages"] += 1
         try:
-            row = json.loads(line)
+            row = json_input.loads(line)
             title, text = row["title"], row["text"]
             if not isinstance(title, str) or not isinstance(text, str) or not title:
                 raise ValueError("not text")

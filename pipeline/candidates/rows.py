@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.candidates.found import Lost, Pair, place
 from pipeline.candidates.page import collapse
 from pipeline.candidates.urls import UrlError, absolute_url
-from pipeline.core import paths
+from pipeline.core import json_input, paths
 from pipeline.core.errors import InputError
 
 _PACKED = ("", ".gz", ".bz2", ".zst")
@@ -220,7 +219,7 @@ def _json_rows(part: TablePart, url_column: str, text_column: str) -> Iterator[_
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json_input.loads(line)
                 yield number, row[url_column], row.get(text_column)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 yield Lost("parse_error", place(part.origin, number), f"{type(error).__name__}: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from pipeline.candidates.rights import header_marks, meta_marks
 from pipeline.candidates.srcset import image_url
 from pipeline.candidates.urls import UrlError, absolute_url
 from pipeline.candidates.warc import RawRecord, read_records
+from pipeline.core import json_input
 
 _TEXTS = (("alt", "alt"), ("title", "title"), ("aria-label", "aria-label"))
 
@@ -28,7 +28,7 @@ def read_wat(
             continue
         where = place(origin, record.offset)
         try:
-            envelope = json.loads(record.block)["Envelope"]
+            envelope = json_input.loads(record.block)["Envelope"]
             page = _page(envelope)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             yield Lost("parse_error", where, f"{type(error).__name__}: {error}")

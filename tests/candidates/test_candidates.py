@@ -250,12 +250,13 @@ def test_tables(tmp_path: Path, kind: str) -> None:
 
 def test_bad_lines_cost_themselves(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
-        '{"url": "http://x.test/1", "text": "a"}\n{broken\n[1]\n{"text": "b"}\n'
+        '{"url": "http://x.test/1", "text": "cut \\ud83d"}\n{broken\n[1]\n{"text": "b"}\n'
     )
     (tmp_path / "b.csv").write_text("url,text\nhttp://x.test/2,b\nonly\nhttp://x.test/3,c,more\n")
     out = tmp_path / "out"
     assert run("--table", str(tmp_path), "--out", str(out)) == 0
     assert sorted(r["url"] for r in rows(out)) == ["http://x.test/1", "http://x.test/2", "http://x.test/3"]
+    assert {r["text"] for r in rows(out)} == {"cut \ufffd", "b", "c"}
     assert dropped(out) == {"parse_error": 4}
 
 

@@ -197,17 +197,19 @@ def test_tables_with_title_and_text(tmp_path: Path) -> None:
         "{broken",
         '{"title": "no text"}',
         '{"title": 1, "text": "x"}',
+        '{"title": "T5", "text": "half a character: \\ud83d"}',
     ]
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
     expected = [Page(f"T{i}", f"text {i}", plain=True) for i in range(5)]
-    for name, reason, times in (
-        ("a.parquet", "row without title and text", 2),
-        ("b.jsonl.gz", "line is not JSON with title and text", 3),
+    cut = Page("T5", "half a character: \ufffd", plain=True)
+    for name, reason, times, more in (
+        ("a.parquet", "row without title and text", 2, []),
+        ("b.jsonl.gz", "line is not JSON with title and text", 3, [cut]),
     ):
         pages, lost, counts = read(tmp_path / name)
-        assert pages == expected
+        assert pages == expected + more
         assert lost == [Loss(str(tmp_path / name), reason, None, times)]
-        assert counts == {"pages": 5 + times, "articles": 5}
+        assert counts == {"pages": len(pages) + times, "articles": len(pages)}
 
 
 @pytest.mark.parametrize(
