@@ -89,6 +89,20 @@ def pmi(counts: Counts, word_counts: np.ndarray, corpus_tokens: int) -> np.ndarr
     return np.log2(joint * float(corpus_tokens) / (a * b))
 
 
+def npmi(pmi: np.ndarray, joint: np.ndarray, corpus_tokens: int) -> np.ndarray:
+    """Normalised PMI: PMI / −log2(c_ab / N); 1 for words that occur only together, 0 for independent ones.
+
+    Args:
+        pmi: Bits, float64[n].
+        joint: Counts of the pairs [n].
+        corpus_tokens: N as for :func:`pmi`.
+
+    Returns:
+        float64[n].
+    """
+    return pmi / -np.log2(joint / float(corpus_tokens))
+
+
 def keep(counts: Counts, scores: np.ndarray, *, min_count: int, pmi_min: float) -> tuple[Counts, np.ndarray]:
     """The pairs that are frequent enough and bound strongly enough, with their scores."""
     kept = (counts[1] >= min_count) & (scores >= pmi_min)

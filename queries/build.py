@@ -216,7 +216,14 @@ def _make_list(config: QueriesConfig, inputs: _Inputs, counted: _Counted) -> Que
     return merge.build(
         words=merge.word_entries(counted.words),
         synsets=merge.synset_entries(terms),
-        bigrams=list(merge.bigram_entries(counted.bigrams, config.size)),
+        bigrams=list(
+            merge.bigram_entries(
+                counted.bigrams,
+                config.size,
+                measure=config.bigram_measure,
+                corpus_tokens=counted.corpus_tokens,
+            )
+        ),
         titles=list(merge.title_entries(counted.views, config.size)),
         config=config,
     )
@@ -274,7 +281,9 @@ def _write_notes(done: Manifest, *, quiet: bool) -> None:
     if not quiet:
         least = done.extra["thresholds"]
         shown = [
-            f"{n} >= {v:.4g}" if n == "pmi" else f"{n} >= {v:,}" for n, v in least.items() if v is not None
+            f"{n} >= {v:.4g}" if isinstance(v, float) else f"{n} >= {v:,}"
+            for n, v in least.items()
+            if v is not None
         ]
         by_source = ", ".join(f"{n:,} {source}" for source, n in done.extra["sources"].items())
         notes.append(f"sources: {by_source}; cut at {', '.join(shown) or 'nothing'}")

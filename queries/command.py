@@ -33,6 +33,11 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--bigram-min-count", type=int, metavar="N",
         help="occurrences that let a bigram be scored (100 at full Wikipedia's size, scaled down to 3)",
     )  # fmt: skip
+    the_list.add_argument(
+        "--bigram-measure",
+        choices=("pmi", "npmi"),
+        help="what ranks the bigrams: PMI or normalised PMI (pmi)",
+    )
     the_list.add_argument("--pmi-min", type=float, metavar="BITS", help="least PMI of a bigram (5.0)")
     the_list.add_argument("--views-min", type=int, metavar="N", help="least page views of a title (1)")
     the_list.add_argument(

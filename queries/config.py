@@ -30,6 +30,8 @@ class QueriesConfig:
         min_count: Occurrences that make a word a query (footnote 1: at least 100).
         bigram_min_count: Occurrences that let a bigram be scored; ``None`` scales full Wikipedia's 100 to the
             corpus: max(3, 100 · tokens / 5·10⁹). Without a minimum the highest PMI belongs to typing errors.
+        bigram_measure: What ranks the bigrams: ``pmi`` as footnote 1 says, or ``npmi``, PMI as a share of the most
+            that a pair of its count can reach, which favours rare pairs less.
         pmi_min: Least pointwise mutual information of a bigram, in bits. Footnote 1 asks for "high" PMI without
             a number; 5 means 32 times as often as chance. It matters where a corpus is too small to fill --size.
         views_min: Least page views of a title. Footnote 1: "above a certain search volume", no number.
@@ -47,6 +49,7 @@ class QueriesConfig:
     size: int = 500_000
     min_count: int = 100
     bigram_min_count: int | None = None
+    bigram_measure: Literal["pmi", "npmi"] = "pmi"
     pmi_min: float = 5.0
     views_min: int = 1
     bigram_share: float = 0.62

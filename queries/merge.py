@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from pipeline.core.contracts import QUERIES
 from pipeline.core.tokens import fold, tokens
+from queries.bigrams import npmi
 from queries.config import QueriesConfig
 
 SOURCES = ("word", "bigram", "title", "synset")
@@ -38,6 +39,7 @@ class Entry:
         key: Its words, joined by spaces: equal keys are the same query.
         count: Occurrences, of words and bigrams.
         pmi: Bits, of bigrams.
+        npmi: Share of the most, of bigrams that are ranked by it.
         views: Of titles.
         synsets: Ids, of synset terms.
     """
@@ -47,6 +49,7 @@ class Entry:
     key: str
     count: int | None = None
     pmi: float | None = None
+    npmi: float | None = None
     views: int | None = None
     synsets: tuple[str, ...] = ()
 
@@ -69,7 +72,8 @@ class QueryList:
         table: ``queries/1``.
         entries: Entries that came in.
         dropped: (reason, entry's text, detail) for each entry that is not a row.
-        thresholds: What the cut implies: least count, bigram count, PMI and views of what was taken.
+        thresholds: What the cut implies: least count, bigram count, PMI (and NPMI where that ranks) and views of what
+            was taken.
         taken: Queries by the source that brought them in.
     """
 
@@ -86,11 +90,24 @@ def word_entries(counted: pa.Table) -> Iterator[Entry]:
         yield Entry("word", word, word, count=count)
 
 
-def bigram_entries(scored: pa.Table, most: int) -> Iterator[Entry]:
-    """Entries of the ``most`` best of a table of ``bigram``, ``count``, ``pmi``."""
-    best = scored.sort_by([("pmi", "descending"), ("count", "descending"), ("bigram", "ascending")])
-    for bigram, count, pmi in _rows(best.slice(0, most), "bigram", "count", "pmi"):
-        yield Entry("bigram", bigram, bigram, count=count, pmi=pmi)
+def bigram_entries(
+    scored: pa.Table, most: int, *, measure: str = "pmi", corpus_tokens: int = 0
+) -> Iterator[Entry]:
+    """Entries of the ``most`` best of a table of ``bigram``, ``count``, ``pmi``.
+
+    Args:
+        scored: The table.
+        most: How many.
+        measure: What ranks them, ``pmi`` or ``npmi``.
+        corpus_tokens: All words of the corpus, which NPMI needs.
+    """
+    ranked = scored
+    if measure == "npmi":
+        values = npmi(scored["pmi"].to_numpy(), scored["count"].to_numpy(), corpus_tokens)
+        ranked = scored.append_column("npmi", pa.array(values, pa.float64()))
+    best = ranked.sort_by([(measure, "descending"), ("count", "descending"), ("bigram", "ascending")])
+    for row in best.slice(0, most).to_pylist():
+        yield Entry("bigram", row["bigram"], row["bigram"], row["count"], row["pmi"], row.get("npmi"))
 
 
 def title_entries(views: pa.Table, most: int) -> Iterator[Entry]:
@@ -161,12 +178,7 @@ def build(
         if entry.key in queries or entry.key in chosen:
             take(entry)
         else:
-            detail = (
-                f"{entry.source}: pmi {entry.pmi:.3f}"
-                if entry.pmi is not None
-                else f"title: views {entry.views}"
-            )
-            dropped.append((BELOW_CUT, entry.text, detail))
+            dropped.append((BELOW_CUT, entry.text, _strength(entry)))
     table = _table(queries.values(), dropped)
     return QueryList(
         table=table,
@@ -175,6 +187,12 @@ def build(
         thresholds=_thresholds(queries.values()),
         taken=taken,
     )
+
+
+def _strength(entry: Entry) -> str:
+    if entry.npmi is not None:
+        return f"bigram: npmi {entry.npmi:.3f}"
+    return f"bigram: pmi {entry.pmi:.3f}" if entry.pmi is not None else f"title: views {entry.views}"
 
 
 def _by_views(titles: Iterable[Entry]) -> dict[str, list[Entry]]:
@@ -230,7 +248,7 @@ def _thresholds(queries: Iterable[_Query]) -> dict[str, float | int | None]:
     least: dict[str, float | int | None] = {"count": None, "bigram_count": None, "pmi": None, "views": None}
 
     def lower(name: str, value: float | int | None) -> None:
-        known = least[name]
+        known = least.get(name)
         if value is not None and (known is None or value < known):
             least[name] = value
 
@@ -241,6 +259,8 @@ def _thresholds(queries: Iterable[_Query]) -> dict[str, float | int | None]:
         elif first.source == "bigram":
             lower("bigram_count", first.count)
             lower("pmi", first.pmi)
+            if first.npmi is not None:
+                lower("npmi", first.npmi)
         elif first.source == "title":
             lower("views", sum(e.views or 0 for e in query.entries))
     return least

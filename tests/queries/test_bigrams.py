@@ -39,6 +39,23 @@ def test_pmi_is_nltks() -> None:
         assert found[pair] == pytest.approx(value, abs=1e-12)
 
 
+def test_npmi_by_hand() -> None:
+    # c_ab = 3, N = 17: PMI / -log2(3 / 17). Words that occur only together reach 1.
+    pmi = np.array([math.log2(3 * 17 / (4 * 4)), math.log2(17 / 3)])
+    found = bigrams.npmi(pmi, np.array([3, 3]), 17)
+    assert found.tolist() == pytest.approx([math.log(51 / 16) / -math.log(3 / 17), 1.0])
+
+
+@given(st.lists(st.sampled_from("abcd"), min_size=2, max_size=40))
+def test_npmi_is_a_share(corpus: list[str]) -> None:
+    scores = score(" ".join(corpus))
+    joint = Counter(itertools.pairwise(corpus))
+    values = bigrams.npmi(np.array(list(scores.values())), np.array([joint[p] for p in scores]), len(corpus))
+    assert len(values) == len(joint)
+    # N counts words, of which there is one more than pairs: the bound is met but for that.
+    assert ((values > -1 - 1e-9) & (values < 1 + 1 / math.log2(len(corpus) / (len(corpus) - 1)))).all()
+
+
 def test_pmi_by_hand() -> None:
     # 17 words, "new" 4 times, "york" 4 times, together 3 times.
     assert score(TOY)["new", "york"] == pytest.approx(math.log2(3 * 17 / (4 * 4)))

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,6 +130,21 @@ def test_ties_are_broken_by_count_then_text() -> None:
     assert make(bigrams=bigrams, size=1, share=1.0).table["query"].to_pylist() == ["c c"]
     assert make(bigrams=bigrams, size=2, share=1.0).table["query"].to_pylist() == ["a a", "c c"]
     assert make(titles={"B": 1, "A": 1}, size=1).table["query"].to_pylist() == ["a"]
+
+
+def test_npmi_ranks_and_cuts() -> None:
+    scored = pa.table({"bigram": ["rare pair", "common pair"], "count": [3, 300], "pmi": [12.0, 11.0]})
+    n = 1_000_000
+    by_pmi = list(merge.bigram_entries(scored, 2))
+    assert [(e.text, e.npmi) for e in by_pmi] == [("rare pair", None), ("common pair", None)]
+    by_npmi = list(merge.bigram_entries(scored, 2, measure="npmi", corpus_tokens=n))
+    assert [e.text for e in by_npmi] == ["common pair", "rare pair"]
+    assert by_npmi[0].npmi == pytest.approx(11 / math.log2(n / 300))
+    config = QueriesConfig(size=1, bigram_share=1.0)
+    made = merge.build(words=[], synsets=[], bigrams=by_npmi, titles=[], config=config)
+    assert made.table.select(["query", "pmi"]).to_pylist() == [{"query": "common pair", "pmi": 11.0}]
+    assert made.thresholds["npmi"] == by_npmi[0].npmi
+    assert made.dropped == [("below_cut", "rare pair", f"bigram: npmi {12 / math.log2(n / 3):.3f}")]
 
 
 NAMES = st.sampled_from(["dog", "cat", "new york", "New-York", "Dog", "a b c", "!!!", "São Paulo", "x y"])
