@@ -89,14 +89,13 @@ def make_tools(listed: pa.Table, config: SelectConfig) -> Tools:
 
 
 def _vocabulary(queries: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
-    """Single-word queries from running text and WordNet; article titles alone are no vocabulary of English."""
-    known = []
-    for query, sources in queries:
-        if "word" in sources or "synset" in sources:
-            words = tokens(query)
-            if len(words) == 1:
-                known.append(words[0])
-    return known
+    """The words of queries from running text and WordNet; article titles alone are no vocabulary of English."""
+    return [
+        word
+        for query, sources in queries
+        if "word" in sources or "synset" in sources
+        for word in tokens(query)
+    ]
 
 
 def filter_and_match(batch: pa.Table, tools: Tools) -> tuple[pa.Table, pa.Table]:

@@ -201,17 +201,16 @@ _FOREIGN = """
     es esta este est et ett eu fra för het hij hun ile il im için ja jako je jest kis kot kun la las le les leur los
     lui med mit mot na nad nagy nas nebo nem nicht nie não och od og om para pas po por pour pre przez på quatre que
     qui sa se sem seu sich sie sobre som sous sowie su sua sulla três til tot tout trois um un una und une uma uno
-    unter van ve ved vom von vor voor w wie wir wo z za ze zu zum zur zwei drei deux bir és é över ako ili
+    unter van ve ved vom von vor voor w wie wir wo y z za ze zu zum zur zwei drei deux bir és é över ako ili
 """
 _ALSO_FOREIGN = """
     a all an are as at do for had has have he her his i in is it made man me more most no of on or over so to under
     up was we were will
 """
 _MODERN = """
-    app apps blog blogger blogs dvd ebook email emails emoji emojis emoticon emoticons facebook firefighter gif
-    google hashtag headphone headphones instagram laptop meme memes motorway online paperclip podcast selfie selfies
-    smartphone smartphones superhero sushi technologist twitter usb video vlog webcam webpage website websites wifi
-    wikipedia yoga youtube zombie
+    app apps blog blogger blogs dvd ebook email emails emoji emojis emoticon emoticons facebook gif google hashtag
+    instagram laptop meme memes online podcast selfie selfies smartphone smartphones superhero sushi twitter usb
+    video vlog webcam webpage website websites wifi wikipedia yoga youtube zombie
 """
 ENGLISH: Final = frozenset(_ENGLISH.split())
 """Function words of English: they are in no dictionary's list of concepts."""
