@@ -103,7 +103,6 @@ def npmi(pmi: np.ndarray, joint: np.ndarray, corpus_tokens: int) -> np.ndarray:
     return pmi / -np.log2(joint / float(corpus_tokens))
 
 
-def keep(counts: Counts, scores: np.ndarray, *, min_count: int, pmi_min: float) -> tuple[Counts, np.ndarray]:
-    """The pairs that are frequent enough and bound strongly enough, with their scores."""
-    kept = (counts[1] >= min_count) & (scores >= pmi_min)
-    return (counts[0][kept], counts[1][kept]), scores[kept]
+def enough(counts: Counts, scores: np.ndarray, *, min_count: int, pmi_min: float) -> np.ndarray:
+    """bool[n]: which pairs are frequent enough and bound strongly enough."""
+    return (counts[1] >= min_count) & (scores >= pmi_min)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core.errors import InputError
+from queries import runners_up
 from queries.streams import Loss
 from queries.wikipedia import Site
 
@@ -154,6 +155,38 @@ def merge(several: Iterable[pa.Table]) -> pa.Table:
     return added.rename_columns(["title", "views"]).select(["title", "views"]).sort_by("title").cast(VIEWS)
 
 
+def moved_or_lost(views: pa.Table, titles: pa.Table, *, checked: bool) -> pa.Table:
+    """The viewed titles that are no articles, for "why not": redirects with their targets, titles the dump lacks.
+
+    Args:
+        views: ``title``, ``views``, each title once.
+        titles: ``title``, ``target`` of the dump.
+        checked: Whether titles that the dump lacks lose their views.
+    """
+    targets = _targets(views, titles)
+    known = pc.is_in(views["title"], value_set=titles["title"].combine_chunks())
+    state = pc.if_else(known, runners_up.REDIRECT, runners_up.NOT_IN_DUMP)
+    table = pa.table([views["title"], views["views"], state, targets], schema=runners_up.TITLES.schema)
+    gone = pc.is_valid(targets)
+    return table.filter(pc.or_(gone, pc.invert(known)) if checked else gone)
+
+
+def articles_out(views: pa.Table) -> pa.Table:
+    """Articles with too few views, as runners-up."""
+    state = pa.repeat(pa.scalar(runners_up.ARTICLE), views.num_rows)
+    nothing = pa.nulls(views.num_rows, pa.string())
+    return pa.table([views["title"], views["views"], state, nothing], schema=runners_up.TITLES.schema)
+
+
+def _targets(views: pa.Table, titles: pa.Table) -> pa.ChunkedArray:
+    """Where each title's views go: a redirect's target, null for articles and titles that the dump lacks."""
+    # Of a title that several dumps hold, an article goes before a redirect.
+    titles = titles.sort_by([("title", "ascending"), ("target", "descending")])
+    titles = titles.take(pa.array(range(titles.num_rows - 1, -1, -1), pa.int64()))
+    place = pc.index_in(views["title"], value_set=titles["title"].combine_chunks())
+    return titles["target"].take(place)
+
+
 def resolve(views: pa.Table, titles: pa.Table, *, checked: bool) -> pa.Table:
     """Moves redirects' views to the articles they lead to.
 
@@ -166,14 +199,9 @@ def resolve(views: pa.Table, titles: pa.Table, *, checked: bool) -> pa.Table:
         Views by title, with repeats. A redirect's target may turn out not to be an article: see
         :func:`only_articles`.
     """
-    # Of a title that several dumps hold, an article goes before a redirect.
-    titles = titles.sort_by([("title", "ascending"), ("target", "descending")])
-    titles = titles.take(pa.array(range(titles.num_rows - 1, -1, -1), pa.int64()))
-    place = pc.index_in(views["title"], value_set=titles["title"].combine_chunks())
     if checked:
-        known = pc.is_valid(place)
-        views, place = views.filter(known), place.filter(known)
-    title = pc.coalesce(titles["target"].take(place), views["title"])
+        views = views.filter(pc.is_in(views["title"], value_set=titles["title"].combine_chunks()))
+    title = pc.coalesce(_targets(views, titles), views["title"])
     return pa.table([title, views["views"]], schema=VIEWS)
 
 

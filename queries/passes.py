@@ -25,7 +25,7 @@ from pipeline.core import paths, tables
 from pipeline.core.beam import split_table
 from pipeline.core.contracts import Contract
 from pipeline.core.progress import tick
-from queries import bigrams, pageviews, streams, wikipedia, words
+from queries import bigrams, pageviews, runners_up, streams, wikipedia, words
 from queries.streams import Loss
 from queries.wikipedia import Site, Split
 from queries.wikitext import plain_text
@@ -144,7 +144,10 @@ def read_tokens(path: str) -> pa.DictionaryArray:
 def _merge_words(item: tuple[int, Iterable[pa.Table]], work: str, min_count: int) -> int:
     part, several = item
     merged = words.merge(several)
-    frequent = merged.filter(pa.compute.greater_equal(merged["count"], min_count))
+    enough = pa.compute.greater_equal(merged["count"], min_count)
+    frequent, rare = merged.filter(enough), merged.filter(pa.compute.invert(enough))
+    name = paths.join(work, f"rare_words-{part:05d}.parquet")
+    runners_up.write_part(name, rare, runners_up.WORDS, by="count", parts=WORD_PARTITIONS)
     return tables.write_table(paths.join(work, f"words-{part:05d}.parquet"), frequent, WORDS_TABLE)
 
 
@@ -192,16 +195,29 @@ def _score_bigrams(
     corpus_tokens: int,
     min_count: int,
     pmi_min: float,
+    partitions: int,
 ) -> int:
     part, several = item
     table = tables.read_files([vocabulary])
     counts = bigrams.merge(several)
     scores = bigrams.pmi(counts, table["count"].to_numpy(), corpus_tokens)
-    (keys, numbers), scores = bigrams.keep(counts, scores, min_count=min_count, pmi_min=pmi_min)
-    first, second = (table["word"].combine_chunks().take(pa.array(w)) for w in bigrams.unpack(keys))
-    joined = pa.compute.binary_join_element_wise(first, second, " ")
-    result = pa.table([joined, pa.array(numbers), pa.array(scores)], schema=_BIGRAMS)
+    enough = bigrams.enough(counts, scores, min_count=min_count, pmi_min=pmi_min)
+    good, rest = np.flatnonzero(enough), np.flatnonzero(~enough)
+    least, rest = runners_up.most_frequent(counts[1], rest, parts=partitions)
+    named = _named(counts, scores, rest, table["word"])
+    name = paths.join(work, f"rare_bigrams-{part:05d}.parquet")
+    runners_up.write_part(name, named, runners_up.BIGRAMS, by="count", parts=partitions, least=least)
+    result = _named(counts, scores, good, table["word"])
     return tables.write_table(paths.join(work, f"bigrams-{part:05d}.parquet"), result, BIGRAMS_TABLE)
+
+
+def _named(
+    counts: bigrams.Counts, scores: np.ndarray, chosen: np.ndarray, vocabulary: pa.ChunkedArray
+) -> pa.Table:
+    keys, numbers = counts
+    first, second = (vocabulary.combine_chunks().take(pa.array(w)) for w in bigrams.unpack(keys[chosen]))
+    joined = pa.compute.binary_join_element_wise(first, second, " ")
+    return pa.table([joined, pa.array(numbers[chosen]), pa.array(scores[chosen])], schema=_BIGRAMS)
 
 
 def count_bigrams(
@@ -223,7 +239,8 @@ def count_bigrams(
         | "CountBigrams"
         >> beam.ParDo(CountBigrams(vocabulary, partitions)).with_output_types(tuple[int, Any])
         | "BigramsByPart" >> beam.GroupByKey()
-        | "ScoreBigrams" >> beam.Map(_score_bigrams, work, vocabulary, corpus_tokens, min_count, pmi_min)
+        | "ScoreBigrams"
+        >> beam.Map(_score_bigrams, work, vocabulary, corpus_tokens, min_count, pmi_min, partitions)
     )
 
 
@@ -247,11 +264,12 @@ def _read_titles(path: str) -> Iterator[tuple[int, pa.Table]]:
 
 
 def _resolve(
-    item: tuple[int, Mapping[str, Iterable[pa.Table]]], checked: bool
+    item: tuple[int, Mapping[str, Iterable[pa.Table]]], work: str, checked: bool
 ) -> Iterator[tuple[int, pa.Table]]:
-    _, found = item
-    views = pageviews.merge(found["views"])
-    moved = pageviews.resolve(views, _titles(found["titles"]), checked=checked)
+    part, found = item
+    views, titles = pageviews.merge(found["views"]), _titles(found["titles"])
+    moved = pageviews.resolve(views, titles, checked=checked)
+    _runners_up(pageviews.moved_or_lost(views, titles, checked=checked), work, f"moved_views-{part:05d}")
     yield from split_table(pageviews.merge([moved]), key="title", partitions=VIEW_PARTITIONS)
 
 
@@ -262,8 +280,16 @@ def _write_views(
     views = pageviews.merge(found["views"])
     if checked:
         views = pageviews.only_articles(views, _titles(found["titles"]))
-    views = views.filter(pa.compute.greater_equal(views["views"], views_min))
+    enough = pa.compute.greater_equal(views["views"], views_min)
+    few = pageviews.articles_out(views.filter(pa.compute.invert(enough)))
+    _runners_up(few, work, f"few_views-{part:05d}")
+    views = views.filter(enough)
     return tables.write_table(paths.join(work, f"views-{part:05d}.parquet"), views, VIEWS_TABLE)
+
+
+def _runners_up(table: pa.Table, work: str, name: str) -> None:
+    path = paths.join(work, f"{name}.parquet")
+    runners_up.write_part(path, table, runners_up.TITLES, by="views", parts=VIEW_PARTITIONS)
 
 
 def _titles(several: Iterable[pa.Table]) -> pa.Table:
@@ -290,7 +316,7 @@ def count_views(
     moved = (
         {"views": views, "titles": titles}
         | "ViewsWithTitles" >> beam.CoGroupByKey()
-        | "Resolve" >> beam.FlatMap(_resolve, checked).with_output_types(pairs)
+        | "Resolve" >> beam.FlatMap(_resolve, work, checked).with_output_types(pairs)
     )
     _ = (
         {"views": moved, "titles": titles}

@@ -117,7 +117,7 @@ def test_the_minimum_scales_with_the_corpus() -> None:
     assert QueriesConfig(bigram_min_count=7).least_bigram_count(10**12) == 7
 
 
-def test_keep() -> None:
+def test_enough() -> None:
     counts = (np.array([1, 2, 3]), np.array([5, 2, 9]))
-    (keys, numbers), scores = bigrams.keep(counts, np.array([6.0, 7.0, 1.0]), min_count=3, pmi_min=5)
-    assert (keys.tolist(), numbers.tolist(), scores.tolist()) == ([1], [5], [6.0])
+    enough = bigrams.enough(counts, np.array([6.0, 7.0, 1.0]), min_count=3, pmi_min=5)
+    assert enough.tolist() == [True, False, False]
