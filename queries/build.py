@@ -2,8 +2,9 @@
 
 The manifest's unit is the *entry*: one source's wish for one query. Every word of at least ``min_count`` and every
 synset term enters; bigrams and titles that pass their own minimum enter with the best ``size`` of each, so the
-millions below never become rows. An entry ends as a row, or merged into the row of another source
-(``same_query``; the row names all its sources), or ``below_cut``, or without any word to match (``no_words``).
+millions below never become rows (the best of them stand in ``counts/``: :mod:`queries.runners_up`). An entry ends as
+a row, or merged into the row of another source (``same_query``; the row names all its sources), or ``below_cut``, or
+without any word to match (``no_words``).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pipeline.core.errors import InputError, UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress
 from pipeline.core.stage import RunOptions, StageResult, run_stage
-from queries import merge, pageviews, passes, streams, wikipedia, wordnet, words
+from queries import merge, pageviews, passes, runners_up, streams, wikipedia, wordnet, words
 from queries.config import NO_WORDNET, QueriesConfig
 from queries.merge import QueryList
 from queries.streams import Loss
@@ -47,6 +48,7 @@ class _Counted:
     """What the passes found."""
 
     words: pa.Table
+    rare_words: pa.Table
     bigrams: pa.Table
     views: pa.Table
     corpus_tokens: int = 0
@@ -78,7 +80,7 @@ def run(config: QueriesConfig, out: str, options: RunOptions) -> Manifest | None
         inputs=[*given, *([folder] if folder else [])],
         out=out,
         options=options,
-        owned=(f"{WORK}/*",),
+        owned=(f"{WORK}/*", f"{runners_up.FOLDER}/*"),
     )
     if finished is not None:
         _write_notes(finished, quiet=options.quiet)
@@ -93,9 +95,10 @@ def _body(
     paths.remove(work)
     try:
         counted = _count(config, inputs, work, beam_options, quiet=options.quiet)
+        made = _make_list(config, inputs, counted)
+        _write_runners_up(config, inputs, counted, made, work, out)
     finally:
         paths.remove(work)
-    made = _make_list(config, inputs, counted)
     with tables.PartWriter(out, QUERIES) as writer:
         writer.write(made.table)
     dropped = tables.dropped_table("queries", made.dropped)
@@ -126,6 +129,7 @@ def _find(config: QueriesConfig, folder: str | None) -> _Inputs:
 def _count(config: QueriesConfig, inputs: _Inputs, work: str, beam_options: Any, *, quiet: bool) -> _Counted:
     counted = _Counted(
         words=passes.WORDS_TABLE.empty(),
+        rare_words=passes.WORDS_TABLE.empty(),
         bigrams=passes.BIGRAMS_TABLE.empty(),
         views=passes.VIEWS_TABLE.empty(),
     )
@@ -144,7 +148,7 @@ def _count(config: QueriesConfig, inputs: _Inputs, work: str, beam_options: Any,
         counted.lost += lost
     if config.word_counts:
         table, skipped = words.read_counts(config.word_counts)
-        counted.words = table.filter(pa.compute.greater_equal(table["count"], config.min_count))
+        counted.words, counted.rare_words = _by_count(table, config.min_count)
         counted.details["word_counts"] = {"words": table.num_rows, "not_a_word": skipped}
         if not inputs.splits:
             counted.corpus_tokens = int(pa.compute.sum(table["count"]).as_py())
@@ -154,7 +158,8 @@ def _count(config: QueriesConfig, inputs: _Inputs, work: str, beam_options: Any,
 def _first_pass(
     config: QueriesConfig, inputs: _Inputs, work: str, beam_options: Any, counted: _Counted, *, quiet: bool
 ) -> None:
-    build = functools.partial(passes.first_pass, splits=inputs.splits, work=work, min_count=config.min_count)
+    least = 1 if config.bigrams_of_rare_words else config.min_count
+    build = functools.partial(passes.first_pass, splits=inputs.splits, work=work, min_count=least)
     with Progress("queries, words", unit="pages", quiet=quiet):
         run_pipeline(build, beam_options)
     counts, lost = passes.read_reports(work, "wikipedia")
@@ -168,7 +173,23 @@ def _first_pass(
             found=f"{counts.get('pages', 0):,} pages" + "".join(f"; {loss.reason}" for loss in lost[:1]),
             hint="give a pages-articles dump",
         )
-    counted.words = passes.read_work(work, "words", passes.WORDS_TABLE).sort_by("word")
+    table = passes.read_work(work, "words", passes.WORDS_TABLE).sort_by("word")
+    counted.words, counted.rare_words = _by_count(table, config.min_count)
+
+
+def _by_count(table: pa.Table, least: int) -> tuple[pa.Table, pa.Table]:
+    enough = pa.compute.greater_equal(table["count"], least)
+    return table.filter(enough), table.filter(pa.compute.invert(enough))
+
+
+def _vocabulary(config: QueriesConfig, counted: _Counted) -> pa.Table:
+    """Words that a bigram may be made of, sorted."""
+    if not config.bigrams_of_rare_words:
+        return counted.words
+    words = pa.concat_tables([counted.words, counted.rare_words]).sort_by("word")
+    # PMI is at most log2(N / c) for the count c of the more frequent word: of others no pair can pass.
+    most = counted.corpus_tokens / 2**config.pmi_min
+    return words.filter(pa.compute.less_equal(words["count"], most))
 
 
 def _second_pass(
@@ -177,7 +198,7 @@ def _second_pass(
     steps = []
     if inputs.splits:
         vocabulary = paths.join(work, "vocabulary.parquet")
-        tables.write_table(vocabulary, counted.words, passes.WORDS_TABLE)
+        tables.write_table(vocabulary, _vocabulary(config, counted), passes.WORDS_TABLE)
         counted.bigram_min_count = config.least_bigram_count(counted.corpus_tokens)
         steps.append(
             functools.partial(
@@ -210,12 +231,13 @@ def _apply(steps: Sequence[functools.partial[None]], pipeline: beam.Pipeline) ->
 
 def _make_list(config: QueriesConfig, inputs: _Inputs, counted: _Counted) -> QueryList:
     synsets = wordnet.read(inputs.wordnet) if inputs.wordnet else []
-    terms = wordnet.terms(synsets, all_lemmas=config.synset_terms == "all_lemmas")
+    terms = wordnet.terms(synsets, config.synset_terms) if synsets else ()
+    exact = config.exact_spelling
     if inputs.wordnet:
         counted.details["wordnet"] = {"synsets": len(synsets)}
     return merge.build(
         words=merge.word_entries(counted.words),
-        synsets=merge.synset_entries(terms),
+        synsets=merge.synset_entries(terms, exact=exact),
         bigrams=list(
             merge.bigram_entries(
                 counted.bigrams,
@@ -224,9 +246,37 @@ def _make_list(config: QueriesConfig, inputs: _Inputs, counted: _Counted) -> Que
                 corpus_tokens=counted.corpus_tokens,
             )
         ),
-        titles=list(merge.title_entries(counted.views, config.size)),
+        titles=list(merge.title_entries(counted.views, config.size, exact=exact)),
         config=config,
     )
+
+
+def _write_runners_up(
+    config: QueriesConfig, inputs: _Inputs, counted: _Counted, made: QueryList, work: str, out: str
+) -> None:
+    """Leaves the best of what is not in the list; a source that was not given leaves nothing."""
+    listed = made.table["query"].combine_chunks()
+    if inputs.splits or config.word_counts:
+        # A table of counts takes the place of the dump's words.
+        files = [] if config.word_counts else passes.work_files(work, "rare_words")
+        runners_up.collect(
+            files, counted.rare_words, runners_up.side_table(out, "words"), runners_up.WORDS, by="count"
+        )
+    if inputs.splits:
+        files = passes.work_files(work, "rare_bigrams")
+        cut = counted.bigrams.filter(pa.compute.invert(pa.compute.is_in(counted.bigrams["bigram"], listed)))
+        runners_up.collect(files, cut, runners_up.side_table(out, "bigrams"), runners_up.BIGRAMS, by="count")
+    if inputs.pageviews:
+        files = [*passes.work_files(work, "moved_views"), *passes.work_files(work, "few_views")]
+        titles = pa.array(made.titles, pa.string())
+        cut = counted.views.filter(pa.compute.invert(pa.compute.is_in(counted.views["title"], titles)))
+        runners_up.collect(
+            files,
+            pageviews.articles_out(cut),
+            runners_up.side_table(out, "titles"),
+            runners_up.TITLES,
+            by="views",
+        )
 
 
 def _extra(config: QueriesConfig, inputs: _Inputs, counted: _Counted, made: QueryList) -> dict[str, Any]:
@@ -259,13 +309,15 @@ def _fill(config: QueriesConfig, counted: _Counted) -> list[str]:
     if not config.wikipedia:
         advice.append("bigrams: --wikipedia")
     else:
-        advice.append(f"words and bigrams: more of Wikipedia than {counted.corpus_tokens:,} words")
+        advice.append(
+            f"words and bigrams: more of Wikipedia than {counted.corpus_tokens:,} words, or a lower --pmi-min"
+        )
     if not config.pageviews:
         advice.append("titles: --pageviews")
     elif config.wikipedia and config.title_check == "dump":
         advice.append("titles: a dump that holds more of the viewed titles, or --title-check none")
     else:
-        advice.append("titles: more page view files")
+        advice.append("titles: more page view files" + (", or a lower --views-min" * (config.views_min > 1)))
     if config.wordnet == NO_WORDNET:
         advice.append("synsets: leave out `--wordnet none`")
     return advice

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline.core.command import Command, path_list
-from queries.config import NO_WORDNET, QueriesConfig
+from queries.config import NO_WORDNET, PRESETS, QueriesConfig
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +27,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--wordnet", metavar="PATH", help=f"folder of data.* files; {NO_WORDNET!r} for no synsets"
     )
     the_list = parser.add_argument_group("the list")
+    the_list.add_argument(
+        "--preset", choices=tuple(PRESETS), help="whose numbers count where none is given (paper)"
+    )
     the_list.add_argument("--size", type=int, metavar="N", help="queries wanted (500000)")
     the_list.add_argument("--min-count", type=int, metavar="N", help="occurrences that make a word (100)")
     the_list.add_argument(
@@ -44,7 +47,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
         "--bigram-share", type=float, metavar="SHARE", help="bigrams' share of the room left (0.62)"
     )
     the_list.add_argument(
-        "--synset-terms", choices=("first_lemma", "all_lemmas"), help="terms of a synset (first_lemma)"
+        "--synset-terms",
+        choices=("first_lemma", "all_lemmas", "metaclip"),
+        help="terms of a synset (first_lemma)",
     )
     the_list.add_argument(
         "--title-check", choices=("dump", "none"), help="keep only titles that the dump has (dump)"

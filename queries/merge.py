@@ -6,11 +6,13 @@ text, so equal sources give an equal list.
 
 Two entries are one query when the tokeniser reads them as the same words ("Spider-Man" and "spider man"): matching
 could not tell them apart. The query is spelt as its words where any entry is, else as its first entry in the order
-word, bigram, synset, title.
+word, bigram, synset, title. With ``exact`` spelling (the ``metaclip`` preset) two entries are one query only when
+their lower-cased texts are equal.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,12 +38,14 @@ class Entry:
     Attributes:
         source: One of ``SOURCES``.
         text: The query as the source spells it, folded, single spaces.
-        key: Its words, joined by spaces: equal keys are the same query.
+        key: Its words, joined by spaces, or its text in exact spelling: equal keys are the same query. Empty
+            where there is no word.
         count: Occurrences, of words and bigrams.
         pmi: Bits, of bigrams.
         npmi: Share of the most, of bigrams that are ranked by it.
         views: Of titles.
         synsets: Ids, of synset terms.
+        title: The title as the wiki spells it.
     """
 
     source: str
@@ -52,11 +56,13 @@ class Entry:
     npmi: float | None = None
     views: int | None = None
     synsets: tuple[str, ...] = ()
+    title: str | None = None
 
 
 @dataclass(slots=True)
 class _Query:
-    entries: list[Entry]
+    brought_in_by: str
+    entries: list[Entry] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -75,13 +81,15 @@ class QueryList:
         thresholds: What the cut implies: least count, bigram count, PMI (and NPMI where that ranks) and views of what
             was taken.
         taken: Queries by the source that brought them in.
+        titles: Titles, as the wiki spells them, that are in the list.
     """
 
     table: pa.Table
     entries: int
     dropped: Sequence[tuple[str, str, str | None]]
     thresholds: Mapping[str, float | int | None]
-    taken: Mapping[str, int] = field(default_factory=dict)
+    taken: Mapping[str, int]
+    titles: Sequence[str]
 
 
 def word_entries(counted: pa.Table) -> Iterator[Entry]:
@@ -110,24 +118,32 @@ def bigram_entries(
         yield Entry("bigram", row["bigram"], row["bigram"], row["count"], row["pmi"], row.get("npmi"))
 
 
-def title_entries(views: pa.Table, most: int) -> Iterator[Entry]:
-    """Entries of the ``most`` viewed of a table of ``title``, ``views``."""
+def title_entries(views: pa.Table, most: int, *, exact: bool = False) -> Iterator[Entry]:
+    """Entries of the most viewed of a table of ``title``, ``views``, until there are ``most`` different queries."""
     best = views.sort_by([("views", "descending"), ("title", "ascending")])
-    for title, number in _rows(best.slice(0, most), "title", "views"):
-        yield _spelt("title", title, views=number)
+    keys: set[str] = set()
+    for batch in best.to_batches(max_chunksize=65_536):
+        for title, number in _rows(pa.table(batch), "title", "views"):
+            if len(keys) == most:
+                return
+            entry = _spelt("title", title, exact, views=number, title=title)
+            if entry.key:
+                keys.add(entry.key)
+            yield entry
 
 
-def synset_entries(terms: Iterable[tuple[str, str]]) -> Iterator[Entry]:
-    """Entries of (term, synset id) pairs: one for each distinct term."""
-    ids: dict[str, list[str]] = {}
+def synset_entries(terms: Iterable[tuple[str, str | None]], *, exact: bool = False) -> Iterator[Entry]:
+    """Entries of (term, synset id) pairs: one for each distinct term; a term may belong to no synset."""
+    ids: dict[str, set[str]] = {}
     for term, synset in terms:
-        ids.setdefault(" ".join(fold(term).split()), []).append(synset)
+        ids.setdefault(" ".join(fold(term).split()), set()).update([synset] if synset else [])
     for term in sorted(ids):
-        yield _spelt("synset", term, synsets=tuple(sorted(set(ids[term]))))
+        yield _spelt("synset", term, exact, synsets=tuple(sorted(ids[term])))
 
 
-def _spelt(source: str, text: str, **more: Any) -> Entry:
-    return Entry(source, " ".join(fold(text).split()), " ".join(tokens(text)), **more)
+def _spelt(source: str, text: str, exact: bool, **more: Any) -> Entry:
+    folded, words = " ".join(fold(text).split()), " ".join(tokens(text))
+    return Entry(source, folded, folded if exact and words else words, **more)
 
 
 def _rows(table: pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
@@ -153,20 +169,11 @@ def build(
     """
     queries: dict[str, _Query] = {}
     dropped: list[tuple[str, str, str | None]] = []
-    taken = dict.fromkeys(SOURCES, 0)
     came_in = 0
-
-    def take(entry: Entry) -> None:
-        if entry.key in queries:
-            queries[entry.key].entries.append(entry)
-        else:
-            queries[entry.key] = _Query([entry])
-            taken[entry.source] += 1
-
     for entry in (*words, *synsets):
         came_in += 1
         if entry.key:
-            take(entry)
+            queries.setdefault(entry.key, _Query(entry.source)).entries.append(entry)
         else:
             dropped.append((NO_WORDS, entry.text, entry.source))
     came_in += len(bigrams) + len(titles)
@@ -174,18 +181,21 @@ def build(
     by_key = _by_views(titles)
     room = max(config.size - len(queries), 0)
     chosen = _share(queries, [b.key for b in bigrams], list(by_key), room, config.bigram_share)
+    queries |= {key: _Query(source) for key, source in chosen.items()}
     for entry in (*bigrams, *(e for group in by_key.values() for e in group)):
-        if entry.key in queries or entry.key in chosen:
-            take(entry)
+        if entry.key in queries:
+            queries[entry.key].entries.append(entry)
         else:
             dropped.append((BELOW_CUT, entry.text, _strength(entry)))
     table = _table(queries.values(), dropped)
+    brought_in = Counter(query.brought_in_by for query in queries.values())
     return QueryList(
         table=table,
         entries=came_in,
         dropped=dropped,
         thresholds=_thresholds(queries.values()),
-        taken=taken,
+        taken={source: brought_in[source] for source in SOURCES},
+        titles=[e.title for query in queries.values() for e in query.entries if e.title is not None],
     )
 
 
@@ -206,21 +216,21 @@ def _by_views(titles: Iterable[Entry]) -> dict[str, list[Entry]]:
 
 def _share(
     present: Mapping[str, Any], bigrams: list[str], titles: list[str], room: int, share: float
-) -> set[str]:
-    """Keys that fill the room: bigrams' share, then titles, then whatever either has left."""
-    chosen: set[str] = set()
+) -> dict[str, str]:
+    """Keys that fill the room, and which source each is for: bigrams' share, titles, whatever either has left."""
+    chosen: dict[str, str] = {}
 
-    def fill(keys: Iterable[str], most: int) -> None:
+    def fill(source: str, keys: Iterable[str], most: int) -> None:
         for key in keys:
             if most <= 0:
                 return
             if key not in present and key not in chosen:
-                chosen.add(key)
+                chosen[key] = source
                 most -= 1
 
-    fill(bigrams, round(room * share))
-    fill(titles, room - len(chosen))
-    fill(bigrams, room - len(chosen))
+    fill("bigram", bigrams, round(room * share))
+    fill("title", titles, room - len(chosen))
+    fill("bigram", bigrams, room - len(chosen))
     return chosen
 
 
@@ -244,7 +254,7 @@ def _table(queries: Iterable[_Query], dropped: list[tuple[str, str, str | None]]
 
 
 def _thresholds(queries: Iterable[_Query]) -> dict[str, float | int | None]:
-    """Least values among entries whose source alone brought a query in, or ``None`` where there is none."""
+    """Least values among the queries that a source brought in, or ``None`` where it brought none."""
     least: dict[str, float | int | None] = {"count": None, "bigram_count": None, "pmi": None, "views": None}
 
     def lower(name: str, value: float | int | None) -> None:
@@ -253,14 +263,14 @@ def _thresholds(queries: Iterable[_Query]) -> dict[str, float | int | None]:
             least[name] = value
 
     for query in queries:
-        first = query.entries[0]
-        if first.source == "word":
-            lower("count", first.count)
-        elif first.source == "bigram":
-            lower("bigram_count", first.count)
-            lower("pmi", first.pmi)
-            if first.npmi is not None:
-                lower("npmi", first.npmi)
-        elif first.source == "title":
-            lower("views", sum(e.views or 0 for e in query.entries))
+        own = [e for e in query.entries if e.source == query.brought_in_by]
+        if query.brought_in_by == "word":
+            lower("count", own[0].count)
+        elif query.brought_in_by == "bigram":
+            lower("bigram_count", own[0].count)
+            lower("pmi", own[0].pmi)
+            if own[0].npmi is not None:
+                lower("npmi", own[0].npmi)
+        elif query.brought_in_by == "title":
+            lower("views", sum(e.views or 0 for e in own))
     return least

@@ -121,8 +121,22 @@ def read(folder: str) -> list[Synset]:
     return sorted(found, key=lambda s: s.id)
 
 
-def terms(synsets: Iterable[Synset], *, all_lemmas: bool = False) -> Iterator[tuple[str, str]]:
-    """(term, synset id) of each synset's first lemma, or of all its lemmas."""
+def terms(synsets: Iterable[Synset], which: str = "first_lemma") -> Iterator[tuple[str, str | None]]:
+    """(term, synset id) pairs.
+
+    Args:
+        synsets: The synsets.
+        which: ``first_lemma`` or ``all_lemmas`` of each synset, or ``metaclip``: as MetaCLIP's ``build_metadata.py``
+            takes them (first lemma, lower-cased, cut at the first dot), with the numerals "0" to "99", which belong
+            to no synset.
+    """
     for synset in synsets:
-        for lemma in synset.lemmas if all_lemmas else synset.lemmas[:1]:
-            yield lemma, synset.id
+        if which == "metaclip":
+            term = synset.lemmas[0].lower().partition(".")[0]
+            if term:
+                yield term, synset.id
+        else:
+            for lemma in synset.lemmas if which == "all_lemmas" else synset.lemmas[:1]:
+                yield lemma, synset.id
+    if which == "metaclip":
+        yield from ((str(number), None) for number in range(100))

@@ -48,7 +48,7 @@ def test_lines_that_are_no_synsets(line: str) -> None:
 def test_terms() -> None:
     synsets = [Synset("n1", ("dog", "hound")), Synset("n2", ("dog",))]
     assert list(wordnet.terms(synsets)) == [("dog", "n1"), ("dog", "n2")]
-    assert list(wordnet.terms(synsets, all_lemmas=True)) == [("dog", "n1"), ("hound", "n1"), ("dog", "n2")]
+    assert list(wordnet.terms(synsets, "all_lemmas")) == [("dog", "n1"), ("hound", "n1"), ("dog", "n2")]
 
 
 def write_wordnet(folder: Path, *, packed: bool = False) -> Path:
