@@ -1,26 +1,28 @@
 """Bigrams with high pointwise mutual information: exact counts as packed integers.
 
-A pair of neighbouring words is one int64, ``first << 32 | second``, of the words' places in the vocabulary; a
-corpus is an int32 array of places in which -1 stands for everything else (rare words, punctuation, line ends).
-A pair with a -1 in it does not exist, so no bigram crosses punctuation or a line end.
+A pair of neighbouring words is one uint64, ``first << 32 | second`` of the words' places in the vocabulary, mixed by
+an odd factor: that can be undone, and sorted mixed keys lie sorted by partition too. A corpus is an int32 array of
+places in which -1 stands for everything else (rare words, punctuation, line ends). A pair with a -1 in it does not
+exist, so no bigram crosses punctuation or a line end.
 
 PMI(a, b) = log2(c_ab · N / (c_a · c_b)), with N all words of the corpus, as nltk and MetaCLIP define it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
 NOTHING = -1
-_SHIFT = 32
-_MASK = (1 << _SHIFT) - 1
-# An odd constant (2⁶⁴ / golden ratio) spreads neighbouring keys over the partitions.
+_SHIFT = np.uint64(32)
+_MASK = np.uint64(0xFFFFFFFF)
+# An odd constant (2⁶⁴ / golden ratio) spreads neighbouring pairs over the partitions; its inverse modulo 2⁶⁴.
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
+_GATHER = np.uint64(pow(0x9E3779B97F4A7C15, -1, 1 << 64))
 
 Counts = tuple[np.ndarray, np.ndarray]
-"""Packed keys int64[n], ascending and distinct, and their counts int64[n]."""
+"""Packed keys uint64[n], ascending and distinct, and their counts int64[n]."""
 
 
 def count(places: np.ndarray) -> Counts:
@@ -29,47 +31,47 @@ def count(places: np.ndarray) -> Counts:
     Args:
         places: int[n], the corpus as places in the vocabulary; -1 for everything else.
     """
-    if len(places) < 2:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     first, second = places[:-1], places[1:]
     real = (first != NOTHING) & (second != NOTHING)
-    keys, counts = np.unique(pack(first[real], second[real]), return_counts=True)
-    return keys, counts.astype(np.int64)
+    keys = np.sort(pack(first[real], second[real]))
+    starts = _starts(keys)
+    return keys[starts], np.diff(starts, append=len(keys))
 
 
 def pack(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """int[n], int[n] -> packed keys int64[n]."""
-    return (first.astype(np.int64) << _SHIFT) | second.astype(np.int64)
+    """int[n], int[n] -> packed keys uint64[n]."""
+    return ((first.astype(np.uint64) << _SHIFT) | second.astype(np.uint64)) * _SPREAD
 
 
 def unpack(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Packed keys int64[n] -> first int64[n], second int64[n]."""
-    return keys >> _SHIFT, keys & _MASK
+    """Packed keys uint64[n] -> first int64[n], second int64[n]."""
+    pairs = keys * _GATHER
+    return (pairs >> _SHIFT).astype(np.int64), (pairs & _MASK).astype(np.int64)
 
 
-def split(counts: Counts, partitions: int) -> Iterator[tuple[int, Counts]]:
-    """Splits counts by key; a key's partition depends on the key alone."""
-    keys, numbers = counts
-    if not len(keys):
-        return
-    parts = ((keys.astype(np.uint64) * _SPREAD) >> np.uint64(_SHIFT)) % np.uint64(partitions)
-    order = np.argsort(parts, kind="stable")
-    edges = np.searchsorted(parts[order], np.arange(partitions + 1))
-    for part in range(partitions):
-        chosen = order[edges[part] : edges[part + 1]]
-        if len(chosen):
-            yield part, (keys[chosen], numbers[chosen])
+def edges(keys: np.ndarray, partitions: int) -> np.ndarray:
+    """Where each partition begins among ascending keys, int64[partitions + 1].
+
+    A key's partition depends on the key alone: partitions are equal ranges of the mixed keys.
+    """
+    begins = [np.uint64((part << 64) // partitions) for part in range(partitions)]
+    return np.append(np.searchsorted(keys, np.array(begins, np.uint64)), len(keys))
 
 
 def merge(several: Iterable[Counts]) -> Counts:
     """Adds counts up; the order they come in leaves no trace."""
     listed = list(several)
-    keys = np.concatenate([k for k, _ in listed]) if listed else np.zeros(0, np.int64)
+    keys = np.concatenate([k for k, _ in listed]) if listed else np.zeros(0, np.uint64)
     numbers = np.concatenate([n for _, n in listed]) if listed else np.zeros(0, np.int64)
     order = np.argsort(keys, kind="stable")
     keys, numbers = keys[order], numbers[order]
-    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, np.int64)
+    starts = _starts(keys)
     return keys[starts], np.add.reduceat(numbers, starts) if len(keys) else numbers
+
+
+def _starts(keys: np.ndarray) -> np.ndarray:
+    """Places in ascending keys where another key begins, int64[distinct]."""
+    return np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
 
 
 def pmi(counts: Counts, word_counts: np.ndarray, corpus_tokens: int) -> np.ndarray:

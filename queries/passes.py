@@ -1,17 +1,21 @@
 """The Beam passes over the sources. Between them lie files in the stage's ``work/`` folder:
 
-    pass 1   dump splits  -> tokens-*.arrow (the text as dictionary and places, so that nobody parses it twice),
-                             titles-*.parquet, words-*.parquet (counted, at least ``min_count``)
-    pass 2   tokens-*     -> bigrams-*.parquet (counted, scored)
+    pass 1   dump splits  -> tokens-*.arrow and dictionary-*.arrow (the text as numbers of its own words, so that
+                             nobody parses it twice), titles-*.parquet
+             dictionary-* -> words-*.parquet (added up, at least ``min_count``)
+    pass 2   tokens-*     -> pairs-*.arrow (counted)
+             pairs-*      -> bigrams-*.parquet (added up, scored)
              page views   -> views-*.parquet (by article, redirects' views added to their targets)
 
 and ``report-*.json`` of each split or file: its counts and losses. Elements are splits, files and tables; what goes
-between workers is added up within each element first. A file is a function of its element or partition alone, so
-retried and reordered work leaves the same files.
+between workers is added up within each element first, and words and pairs go by file, a record batch for each
+partition, because the local engine keeps in memory whatever goes through it. A file is a function of its element or
+partition alone, so retried and reordered work leaves the same files.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,15 +30,17 @@ from pipeline.core.beam import split_table
 from pipeline.core.contracts import Contract
 from pipeline.core.progress import tick
 from queries import bigrams, pageviews, runners_up, streams, wikipedia, words
+from queries.lexicon import BREAK, Batch, Lexicon
 from queries.streams import Loss
 from queries.wikipedia import Site, Split
 from queries.wikitext import plain_text
 
-# Pieces of text held before they are written; about 100 MB as Python strings.
-BATCH_PIECES = 1_000_000
-WORD_PARTITIONS = 16
+# Tokens held before they are written: 4 bytes each, and the dictionary beside them.
+BATCH_TOKENS = 8_000_000
+BATCH_TITLES = 1_000_000
+WORD_PARTITIONS = 32
 VIEW_PARTITIONS = 16
-# Token batches whose pairs one partition adds up.
+# Token files whose pairs one partition adds up.
 BATCHES_PER_PARTITION = 2
 
 _BIGRAMS = pa.schema(
@@ -85,8 +91,8 @@ def read_work(work: str, prefix: str, contract: Contract) -> pa.Table:
 # Pass 1: the dump.
 
 
-def read_split(item: tuple[int, Split], work: str) -> Iterator[tuple[int, pa.Table]]:
-    """Reads one split: writes its tokens and titles, yields its word counts by partition.
+def read_split(item: tuple[int, Split], work: str) -> Iterator[tuple[int, str]]:
+    """Reads one split: writes its titles, tokens and counted words; yields the partitions that have words of it.
 
     Args:
         item: The split's number and the split.
@@ -96,54 +102,53 @@ def read_split(item: tuple[int, Split], work: str) -> Iterator[tuple[int, pa.Tab
     lost: list[Loss] = []
     counts: dict[str, int] = defaultdict(int)
     batch = 0
-    held: list[str] = []
+    lexicon = Lexicon()
     titles: list[tuple[str, str | None]] = []
     for page in wikipedia.read(split, lost, counts):
         tick()
         titles.append((page.title, page.target))
         if page.target is None:
-            text = page.text if page.plain else plain_text(page.text, split.site.hidden)
-            held += words.pieces(text)
-            held.append("\n")  # no bigram crosses from one article to the next
-        if len(held) >= BATCH_PIECES or len(titles) >= BATCH_PIECES:
-            yield from _flush(held, titles, work, f"{index:05d}-{batch:05d}", counts)
-            batch, held, titles = batch + 1, [], []
-    yield from _flush(held, titles, work, f"{index:05d}-{batch:05d}", counts)
+            lexicon.add(page.text if page.plain else plain_text(page.text, split.site.hidden))
+        if lexicon.placed >= BATCH_TOKENS or len(titles) >= BATCH_TITLES:
+            yield from _flush(lexicon.take(WORD_PARTITIONS), titles, work, f"{index:05d}-{batch:05d}", counts)
+            batch, titles = batch + 1, []
+    yield from _flush(lexicon.take(WORD_PARTITIONS), titles, work, f"{index:05d}-{batch:05d}", counts)
     write_report(work, f"wikipedia-{index:05d}", counts, lost)
 
 
 def _flush(
-    held: list[str], titles: list[tuple[str, str | None]], work: str, name: str, counts: dict[str, int]
-) -> list[tuple[int, pa.Table]]:
+    found: Batch, titles: list[tuple[str, str | None]], work: str, name: str, counts: dict[str, int]
+) -> list[tuple[int, str]]:
     if not titles:
         return []
-    encoded = words.encode(held)
-    write_tokens(paths.join(work, f"tokens-{name}.arrow"), encoded)
     columns = zip(*titles, strict=True)
     table = pa.table([pa.array(c, pa.string()) for c in columns], schema=pageviews.TITLES)
     tables.write_table(paths.join(work, f"titles-{name}.parquet"), table, TITLES_TABLE)
-    counted = words.count(encoded)
-    counts["tokens"] += int(np.sum(counted["count"].to_numpy()))
-    return split_table(counted, key="word", partitions=WORD_PARTITIONS)
+    counts["tokens"] += int(np.sum(found.counts))
+    tokens = pa.record_batch([pa.array(found.tokens)], names=["token"])
+    _write_batches(paths.join(work, f"tokens-{name}.arrow"), tokens, np.array([0, len(tokens)]))
+    dictionary = pa.record_batch([found.words, pa.array(found.counts)], schema=words.COUNTS)
+    path = paths.join(work, f"dictionary-{name}.arrow")
+    return _write_batches(path, dictionary, found.edges)
 
 
-def write_tokens(path: str, encoded: pa.DictionaryArray) -> None:
-    """Writes encoded text as one Arrow record batch."""
-    batch = pa.record_batch([encoded], names=["piece"])
+def _write_batches(path: str, rows: pa.RecordBatch, edges: np.ndarray) -> list[tuple[int, str]]:
+    """Writes rows as one record batch for each partition; returns (partition, path) of those that have any."""
     options = pa.ipc.IpcWriteOptions(compression="zstd")
-    with paths.open_atomic(path) as file, pa.ipc.new_file(file, batch.schema, options=options) as writer:
-        writer.write_batch(batch)
+    with paths.open_atomic(path) as file, pa.ipc.new_file(file, rows.schema, options=options) as writer:
+        for start, end in itertools.pairwise(edges.tolist()):
+            writer.write_batch(rows.slice(start, end - start))
+    return [(int(part), path) for part in np.flatnonzero(np.diff(edges))]
 
 
-def read_tokens(path: str) -> pa.DictionaryArray:
-    """Reads what :func:`write_tokens` wrote."""
+def _read_batch(path: str, part: int) -> pa.RecordBatch:
     with paths.open_input(path, decompress=False) as file, pa.ipc.open_file(file) as reader:
-        return reader.get_batch(0).column(0)
+        return reader.get_batch(part)
 
 
-def _merge_words(item: tuple[int, Iterable[pa.Table]], work: str, min_count: int) -> int:
-    part, several = item
-    merged = words.merge(several)
+def _merge_words(item: tuple[int, Iterable[str]], work: str, min_count: int) -> int:
+    part, files = item
+    merged = words.merge(pa.Table.from_batches([_read_batch(path, part)]) for path in sorted(files))
     enough = pa.compute.greater_equal(merged["count"], min_count)
     frequent, rare = merged.filter(enough), merged.filter(pa.compute.invert(enough))
     name = paths.join(work, f"rare_words-{part:05d}.parquet")
@@ -157,7 +162,7 @@ def first_pass(pipeline: beam.Pipeline, splits: Sequence[Split], work: str, min_
         pipeline
         | "Splits" >> beam.Create(list(enumerate(splits)))
         | "SpreadSplits" >> beam.Reshuffle()
-        | "ReadSplit" >> beam.FlatMap(read_split, work).with_output_types(tuple[int, Any])
+        | "ReadSplit" >> beam.FlatMap(read_split, work).with_output_types(tuple[int, str])
         | "WordsByPart" >> beam.GroupByKey()
         | "MergeWords" >> beam.Map(_merge_words, work, min_count)
     )
@@ -167,29 +172,41 @@ def first_pass(pipeline: beam.Pipeline, splits: Sequence[Split], work: str, min_
 
 
 class CountBigrams(beam.DoFn):
-    """Counts the pairs of one batch of tokens, by partition.
+    """Counts the pairs of one file of tokens; yields the partitions that have pairs of it.
 
     Args:
+        work: Work folder.
         vocabulary: Parquet file of ``word``, ``count``, sorted by word.
         partitions: Number of partitions of the pairs.
     """
 
-    def __init__(self, vocabulary: str, partitions: int) -> None:
-        self.vocabulary, self.partitions = vocabulary, partitions
+    def __init__(self, work: str, vocabulary: str, partitions: int) -> None:
+        self.work, self.vocabulary, self.partitions = work, vocabulary, partitions
 
     def setup(self) -> None:
         """Reads the vocabulary once for each worker."""
         self.words = tables.read_files([self.vocabulary])["word"].combine_chunks()
 
-    def process(self, path: str) -> Iterator[tuple[int, bigrams.Counts]]:
-        """One batch's counts."""
-        places = words.places(read_tokens(path), self.words)
-        tick(len(places))
-        yield from bigrams.split(bigrams.count(places), self.partitions)
+    def process(self, name: str) -> Iterator[tuple[int, str]]:
+        """Counts the file of one name, as ``00001-00000``."""
+        tokens = _read_batch(paths.join(self.work, f"tokens-{name}.arrow"), 0)["token"].to_numpy()
+        tick(len(tokens))
+        keys, counts = bigrams.count(self._places(name)[tokens])
+        pairs = pa.record_batch([pa.array(keys), pa.array(counts)], names=["pair", "count"])
+        edges = bigrams.edges(keys, self.partitions)
+        yield from _write_batches(paths.join(self.work, f"pairs-{name}.arrow"), pairs, edges)
+
+    def _places(self, name: str) -> np.ndarray:
+        """The vocabulary's place of each word of a file's dictionary, and of none at the end, where -1 looks."""
+        path = paths.join(self.work, f"dictionary-{name}.arrow")
+        with paths.open_input(path, decompress=False) as file, pa.ipc.open_file(file) as reader:
+            found = pa.compute.index_in(reader.read_all()["word"].combine_chunks(), value_set=self.words)
+        places = pa.compute.fill_null(found, BREAK).to_numpy(zero_copy_only=False)
+        return np.append(places, np.int32(BREAK))
 
 
 def _score_bigrams(
-    item: tuple[int, Iterable[bigrams.Counts]],
+    item: tuple[int, Iterable[str]],
     work: str,
     vocabulary: str,
     corpus_tokens: int,
@@ -197,9 +214,12 @@ def _score_bigrams(
     pmi_min: float,
     partitions: int,
 ) -> int:
-    part, several = item
+    part, files = item
     table = tables.read_files([vocabulary])
-    counts = bigrams.merge(several)
+    counts = bigrams.merge(
+        (batch["pair"].to_numpy(), batch["count"].to_numpy())
+        for batch in (_read_batch(path, part) for path in sorted(files))
+    )
     scores = bigrams.pmi(counts, table["count"].to_numpy(), corpus_tokens)
     enough = bigrams.enough(counts, scores, min_count=min_count, pmi_min=pmi_min)
     good, rest = np.flatnonzero(enough), np.flatnonzero(~enough)
@@ -230,14 +250,17 @@ def count_bigrams(
     pmi_min: float,
 ) -> None:
     """Counts and scores the bigrams of the first pass's tokens."""
-    files = work_files(work, "tokens")
-    partitions = 1 + len(files) // BATCHES_PER_PARTITION
+    names = [
+        f.rsplit("/", 1)[-1].removeprefix("tokens-").removesuffix(".arrow")
+        for f in work_files(work, "tokens")
+    ]
+    partitions = 1 + len(names) // BATCHES_PER_PARTITION
     _ = (
         pipeline
-        | "Tokens" >> beam.Create(files)
+        | "Tokens" >> beam.Create(names)
         | "SpreadTokens" >> beam.Reshuffle()
         | "CountBigrams"
-        >> beam.ParDo(CountBigrams(vocabulary, partitions)).with_output_types(tuple[int, Any])
+        >> beam.ParDo(CountBigrams(work, vocabulary, partitions)).with_output_types(tuple[int, str])
         | "BigramsByPart" >> beam.GroupByKey()
         | "ScoreBigrams"
         >> beam.Map(_score_bigrams, work, vocabulary, corpus_tokens, min_count, pmi_min, partitions)

@@ -1,15 +1,9 @@
-"""Words and their occurrences: from running text, or from a table that somebody has counted already.
-
-The tokeniser is the project's own (:mod:`pipeline.core.tokens`); here punctuation is kept as marks between the
-words, because a bigram must not cross it.
-"""
+"""Tables of words and their occurrences: added up, or read where somebody has counted already."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
@@ -17,38 +11,12 @@ import pyarrow.parquet as pq
 
 from pipeline.core import paths
 from pipeline.core.errors import InputError
-from pipeline.core.tokens import WORD, fold, tokens
+from pipeline.core.tokens import fold, tokens
 from queries.streams import DAMAGE
-
-# A hyphen joins words as a space does ("spider-man"), unless it stands free as a dash.
-_MARK = r"[^\w\s-]+|\n\s*|(?<=\s)-+|--+|-(?=\s)"
-_PIECES = re.compile(f"{WORD}|{_MARK}").findall
-_IS_WORD = re.compile(WORD).fullmatch
 
 COUNTS = pa.schema(
     [pa.field("word", pa.string(), nullable=False), pa.field("count", pa.int64(), nullable=False)]
 )
-
-
-def pieces(text: str) -> list[str]:
-    """The words of a text, as :func:`pipeline.core.tokens.tokens` gives them, with marks where bigrams end.
-
-    A mark is punctuation or a line end; it never looks like a word.
-    """
-    return _PIECES(fold(text))
-
-
-def encode(found: list[str]) -> pa.DictionaryArray:
-    """Pieces as places in a dictionary of the distinct ones, in order of appearance."""
-    return pa.array(found, pa.string()).dictionary_encode()
-
-
-def count(encoded: pa.DictionaryArray) -> pa.Table:
-    """Occurrences of the words among encoded pieces, as a table of ``word``, ``count``."""
-    vocabulary = encoded.dictionary
-    occurrences = np.bincount(encoded.indices.to_numpy(zero_copy_only=False), minlength=len(vocabulary))
-    real = pa.array([_IS_WORD(p) is not None for p in vocabulary.to_pylist()], pa.bool_())
-    return pa.table([vocabulary, pa.array(occurrences, pa.int64())], schema=COUNTS).filter(real)
 
 
 def merge(several: Iterable[pa.Table]) -> pa.Table:
@@ -58,14 +26,6 @@ def merge(several: Iterable[pa.Table]) -> pa.Table:
         return COUNTS.empty_table()
     added = pa.concat_tables(listed).group_by("word").aggregate([("count", "sum")])
     return added.rename_columns(["word", "count"]).select(["word", "count"]).sort_by("word").cast(COUNTS)
-
-
-def places(encoded: pa.DictionaryArray, vocabulary: pa.Array) -> np.ndarray:
-    """Encoded pieces as places in a vocabulary, int64[n]; -1 for what is not in it, marks included."""
-    found = pc.index_in(encoded.dictionary, value_set=vocabulary)
-    local = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-    indices = encoded.indices.to_numpy(zero_copy_only=False)
-    return local[indices] if len(local) else np.zeros(0, np.int64)
 
 
 def read_counts(path: str) -> tuple[pa.Table, int]:

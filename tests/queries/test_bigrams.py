@@ -6,26 +6,26 @@ import random
 from collections import Counter
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nltk.collocations import BigramAssocMeasures, BigramCollocationFinder
 
-from queries import bigrams, words
+from queries import bigrams
 from queries.config import QueriesConfig
+from queries.lexicon import Lexicon
 
 TOY = "new york is a city . york is old , new york is new . a city in new york"
 
 
 def score(text: str) -> dict[tuple[str, str], float]:
-    """PMI of every pair of a text by our own way: encode, place, count, merge, score."""
-    encoded = words.encode(words.pieces(text))
-    counted = words.merge([words.count(encoded)])
-    vocabulary = counted["word"].combine_chunks()
-    counts = bigrams.count(words.places(encoded, vocabulary))
-    scores = bigrams.pmi(counts, counted["count"].to_numpy(), sum(counted["count"].to_pylist()))
-    names = vocabulary.to_pylist()
+    """PMI of every pair of a text by our own way: read, count, score."""
+    lexicon = Lexicon()
+    lexicon.add(text)
+    found = lexicon.take()
+    counts = bigrams.count(found.tokens)
+    scores = bigrams.pmi(counts, found.counts, int(found.counts.sum()))
+    names = found.words.to_pylist()
     pairs = zip(*bigrams.unpack(counts[0]), strict=True)
     return {(names[a], names[b]): float(s) for (a, b), s in zip(pairs, scores, strict=True)}
 
@@ -75,14 +75,15 @@ def test_no_pair_crosses_punctuation_or_line_ends() -> None:
 
 
 def test_words_outside_the_vocabulary_pair_with_nothing() -> None:
-    encoded = words.encode(words.pieces("a rare b a b"))
-    places = words.places(encoded, pa.array(["a", "b"]))
-    assert places.tolist() == [0, -1, 1, 0, 1]
-    keys, counts = bigrams.count(places)
-    assert list(zip(*(x.tolist() for x in bigrams.unpack(keys)), counts.tolist(), strict=True)) == [
-        (0, 1, 1),
-        (1, 0, 1),
-    ]
+    keys, counts = bigrams.count(np.array([0, -1, 1, 0, 1], np.int32))
+    pairs = zip(*(x.tolist() for x in bigrams.unpack(keys)), counts.tolist(), strict=True)
+    assert sorted(pairs) == [(0, 1, 1), (1, 0, 1)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))))
+def test_packing_can_be_undone(pairs: list[tuple[int, int]]) -> None:
+    first, second = np.array(pairs, np.int32).reshape(-1, 2).T
+    assert list(zip(*(x.tolist() for x in bigrams.unpack(bigrams.pack(first, second))), strict=True)) == pairs
 
 
 @given(st.lists(st.integers(-1, 5), max_size=60), st.integers(1, 5), st.integers(1, 5))
@@ -92,13 +93,15 @@ def test_counts_do_not_depend_on_batches_and_partitions(corpus: list[int], cut: 
     pieces = [np.array(corpus[i : i + cut + 1]) for i in range(0, max(len(corpus) - 1, 0), cut)]
     by_part: dict[int, list[bigrams.Counts]] = {}
     for piece in pieces:
-        for part, counts in bigrams.split(bigrams.count(piece), partitions):
-            by_part.setdefault(part, []).append(counts)
+        keys, numbers = bigrams.count(piece)
+        assert (keys[1:] > keys[:-1]).all()
+        for part, (start, end) in enumerate(itertools.pairwise(bigrams.edges(keys, partitions))):
+            by_part.setdefault(part, []).append((keys[start:end], numbers[start:end]))
     found: Counter[tuple[int, int]] = Counter()
     for several in by_part.values():
         random.Random(0).shuffle(several)
         keys, numbers = bigrams.merge(several)
-        assert (np.diff(keys) > 0).all()
+        assert (keys[1:] > keys[:-1]).all()
         for a, b, n in zip(*bigrams.unpack(keys), numbers, strict=True):
             found[int(a), int(b)] += int(n)
     assert found == expected

@@ -104,7 +104,7 @@ def test_workers_batches_and_order_leave_no_trace(
     assert content(tmp_path / "two") == expected
     small_wiki.dumps.reverse()
     small_wiki.views.reverse()
-    monkeypatch.setattr(passes, "BATCH_PIECES", 2000)
+    monkeypatch.setattr(passes, "BATCH_TOKENS", 2000)
     monkeypatch.setattr(wikipedia, "SPLIT_BYTES", 400)
     assert main(command(small_wiki, tmp_path / "three", *options)) == 0
     assert content(tmp_path / "three") == expected
