@@ -17,6 +17,10 @@ from pipeline.core.errors import UsageError, WitError
 # Command -> (module that defines it, what it does); modules define COMMANDS.
 STAGES: dict[str, tuple[str, str]] = {
     "queries": ("queries.command", "build the query list from Wikipedia, page views and WordNet"),
+    "inspect": (
+        "pipeline.inspect",
+        "what a query list holds, what can never match, why a text is (not) in it",
+    ),
     "candidates": ("pipeline.candidates.command", "extract (image URL, text) candidates from web archives"),
     "select": ("pipeline.select.command", "filter, match queries, keep at most 20,000 pairs per query"),
     "fetch": ("pipeline.fetch.command", "download images into tar + Parquet shards"),

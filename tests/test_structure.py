@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("queries", "pipeline", "dedup", "model")
-TOP = ("cli", "run", "report", "demo", "__main__")
+TOP = ("cli", "run", "report", "demo", "inspect", "__main__")
 STAGES = ("candidates", "select", "fetch")
 
 

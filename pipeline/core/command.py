@@ -50,7 +50,7 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A command that is not one stage: ``run``, ``demo``, ``report``. It has its own flags and no TOML table.
+    """A command that is not one stage: ``run``, ``demo``, ``report``, ``inspect``. It has no TOML table.
 
     Attributes:
         name: As typed.
@@ -58,6 +58,7 @@ class Task:
         arguments: Adds its flags and positional arguments to a parser.
         main: ``module:function`` of a ``function(args, options)`` that does the work.
         beam: Whether options right of ``--`` go to Beam.
+        writes: Whether it makes anything that ``--overwrite`` or ``--dry-run`` could be about.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Task:
     arguments: Callable[[argparse.ArgumentParser], None]
     main: str
     beam: bool = False
+    writes: bool = True
 
 
 def load_function(name: str) -> Callable[..., Any]:
@@ -103,8 +105,11 @@ def parser(command: Command | Task) -> argparse.ArgumentParser:
             "--set", dest="assignments", metavar="KEY=VALUE", action="append", default=[],
             help="override one value, as table.key=value",
         )  # fmt: skip
-    common.add_argument("--overwrite", action="store_true", help="replace a finished result")
-    common.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    if isinstance(command, Command) or command.writes:
+        common.add_argument("--overwrite", action="store_true", help="replace a finished result")
+        common.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    else:
+        made.set_defaults(overwrite=False, dry_run=False)
     common.add_argument("--quiet", action="store_true", help="no progress and no closing table")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     return made

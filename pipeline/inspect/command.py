@@ -1,0 +1,64 @@
+"""``wit inspect DIR``: questions to a finished query list; nothing is written but the answer on standard output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from pipeline.core.command import Task
+from pipeline.core.errors import UsageError
+from pipeline.core.options import RunOptions
+
+
+def _arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument("folder", metavar="DIR", help="a finished queries/1 folder")
+    made.add_argument(
+        "--why", metavar="TEXT", action="append", default=[],
+        help="answer only why TEXT is or is not in the list; may be repeated",
+    )  # fmt: skip
+    made.add_argument(
+        "--matching", choices=("clean", "metaclip"), default="clean",
+        help="the matching that the list is judged by (clean)",
+    )  # fmt: skip
+    made.add_argument("--top", type=int, metavar="N", default=5, help="examples of each kind (5)")
+    made.add_argument("--json", action="store_true", help="print JSON for machines")
+    made.add_argument(
+        "--plain", action="store_true", help="spell offensive queries out instead of masking them"
+    )
+
+
+COMMANDS = (
+    Task(
+        name="inspect",
+        help="Says what a query list holds, what in it can never match, and why a text is or is not in it.",
+        arguments=_arguments,
+        main="pipeline.inspect.command:main",
+        writes=False,
+    ),
+)
+
+
+def main(args: argparse.Namespace, options: RunOptions) -> None:
+    """Prints the inspection of a query list, or the answers to ``--why``.
+
+    Raises:
+        UsageError: ``--top`` is below 1.
+        InputError: The folder is missing, unfinished or holds another table.
+    """
+    from pipeline.core.progress import Progress
+    from pipeline.inspect import doctor, overview, show, why
+    from pipeline.inspect.listed import QueryList
+
+    if args.top < 1:
+        raise UsageError("--top must be at least 1", found=args.top)
+    listed = QueryList.read(args.folder)
+    found: dict[str, object] = {"folder": args.folder, "queries": len(listed), "matching": args.matching}
+    if args.why:
+        found["why"] = [why.answer(listed, text, args.matching) for text in args.why]
+    else:
+        with Progress("inspect", unit="queries", quiet=options.quiet):
+            found |= overview.examine(listed, top=args.top)
+            found["doctor"] = doctor.examine(listed, args.matching, top=args.top, masked=not args.plain)
+    sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) if args.json else show.text(found))
+    sys.stdout.write("\n")
