@@ -322,7 +322,7 @@ def test_text_is_aligned(dumped: str, capsys: pytest.CaptureFixture[str]) -> Non
         "  source  queries   alone",
         "  word         10       2",
         "  bigram        6       4",
-        "  title         2       0",
+        "  title         1       0",
         "  synset   86,405  86,396",
     ]
     assert "  first out  red panda     40  2.885" in lines
