@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -325,7 +328,7 @@ def test_text_is_aligned(dumped: str, capsys: pytest.CaptureFixture[str]) -> Non
         "  title         1       0",
         "  synset   86,405  86,396",
     ]
-    assert "  first out  red panda     40  2.885" in lines
+    assert "  first out  red panda     40  2.887" in lines
     assert "  never match                                0  0.00%" in lines
     assert main(["inspect", dumped, "--why", "okapi", "--why", "red  Panda"]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -361,6 +364,18 @@ def test_bad_input_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
         assert printed.out == ""
         assert said in printed.err, arguments
         assert printed.err.count("\n") == 1, printed.err
+
+
+def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
+    folder = fake_folder(str(tmp_path / "list"), QUERIES, 8)
+    code = "import sys; from pipeline.cli import main; sys.exit(main(sys.argv[1:]))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.run(
+        [sys.executable, "-c", code, "inspect", folder], stdout=writing, stderr=subprocess.PIPE, check=False
+    )
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (0, b"")
 
 
 def test_masks_keep_the_first_letters() -> None:
