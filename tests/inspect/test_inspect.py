@@ -329,7 +329,7 @@ def test_text_is_aligned(dumped: str, capsys: pytest.CaptureFixture[str]) -> Non
         "  synset   86,405  86,396",
     ]
     assert "  first out  red panda     40  2.887" in lines
-    assert "  never match                                0  0.00%" in lines
+    assert "  never match                              0  0.00%" in lines
     assert main(["inspect", dumped, "--why", "okapi", "--why", "red  Panda"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("'okapi': in the list as query ")
