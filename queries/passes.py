@@ -41,7 +41,7 @@ BATCH_TITLES = 1_000_000
 WORD_PARTITIONS = 32
 VIEW_PARTITIONS = 16
 # Token files whose pairs one partition adds up.
-BATCHES_PER_PARTITION = 2
+BATCHES_PER_PARTITION = 8
 
 _BIGRAMS = pa.schema(
     [

@@ -53,8 +53,9 @@ def read(path: str, start: int, end: int, lost: list[Loss]) -> Iterator[bytes | 
 
     Args:
         path: File; gz, bz2, zstd or plain.
-        start: First byte of the range; not 0 only for bzip2.
-        end: The range's end: bzip2 streams that begin before it are read, to their own ends.
+        start: First byte of the range; not 0 only for bzip2 and plain files.
+        end: The range's end: bzip2 streams that begin before it are read, to their own ends; a plain file is read
+            on behind it, for as long as the caller asks.
         lost: Filled with what could not be read.
     """
     with paths.open_input(path, decompress=False) as raw:
@@ -62,6 +63,8 @@ def read(path: str, start: int, end: int, lost: list[Loss]) -> Iterator[bytes | 
             yield from _bzip2(raw, path, start, end, lost)
             return
     with paths.open_input(path) as file:
+        if start:
+            file.seek(start)
         # read() would throw away what it has when a compressed file ends too early; read1() gives it first.
         read_some = getattr(file, "read1", file.read)
         while True:

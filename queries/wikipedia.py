@@ -2,8 +2,11 @@
 
 A file is read in splits that workers take independently. A multistream dump splits between its bzip2 streams (the
 first holds the header alone, each later one 100 whole pages), at the offsets of its index if that lies beside it
-and anywhere else by scanning for stream headers; Parquet splits by row groups; everything else is one split.
-Elements are matched by local name, so every schema version reads alike.
+and anywhere else by scanning for stream headers; plain XML splits anywhere, a page belongs to the split in which it
+begins; Parquet splits by row groups. Everything else is one split: gzip and zstd cannot be read from the middle, and
+of a single bzip2 stream only the compressed blocks could, which begin at any bit and cut pages in two, so its reader
+would have to guess at both; Wikipedia publishes each such file as multistream too. Elements are matched by local
+name, so every schema version reads alike.
 """
 
 from __future__ import annotations
@@ -22,12 +25,14 @@ from queries import streams
 from queries.streams import Gap, Loss
 from queries.wikitext import FILE_NAMES
 
-SPLIT_BYTES = 16 << 20  # compressed; about 100 MB of XML
+SPLIT_BYTES = 8 << 20  # compressed; about 30 MB of XML
+_XML_PER_BYTE = 4  # of a compressed dump
 ROW_GROUPS = 8
 # MediaWiki stores at most 2 MiB of text in a page; what is longer is not a page.
 _LONGEST_PAGE = 64 << 20
 
-_PAGE = re.compile(rb"<page>.*?</page>", re.S)
+_OPEN, _CLOSE = b"<page>", b"</page>"
+_PLAIN_HEAD = 64  # bytes that tell whether a file is what its decompressed content is
 _INDEX_LINE = re.compile(rb"^(\d+):\d+:", re.M)
 _ENGLISH = ("Talk", "User", "User talk", "Wikipedia", "Wikipedia talk", "File", "File talk", "MediaWiki",
             "MediaWiki talk", "Template", "Template talk", "Help", "Help talk", "Category", "Category talk",
@@ -60,7 +65,7 @@ class Split:
 
     Attributes:
         path: File.
-        kind: ``xml``, ``parquet`` or ``jsonl``.
+        kind: ``xml`` (packed, its splits hold whole pages), ``plain`` (XML, split anywhere), ``parquet`` or ``jsonl``.
         start: First byte, or first row group of Parquet.
         end: One past the last.
         site: The wiki it comes from.
@@ -127,12 +132,15 @@ def _splits(path: str, indexes: set[str]) -> list[Split]:
             expected="pages-articles XML (plain, gz, bz2), or Parquet or JSONL with title and text",
             found=repr(start[:40]),
         )
-    site = read_site(head)
-    whole = Split(path, "xml", 0, paths.size(path), site)
+    site, size = read_site(head), paths.size(path)
+    with paths.open_input(path, decompress=False) as raw:
+        plain = raw.read(_PLAIN_HEAD) == head[:_PLAIN_HEAD]
+    if plain:
+        ranges = _ranges(range(0, size, _XML_PER_BYTE * SPLIT_BYTES), size)
+        return [Split(path, "plain", a, b, site) for a, b in ranges]
     # Only MediaWiki's own layout keeps pages whole within streams: the header alone in the first one.
-    if second is None or b"<page>" in head:
-        return [whole]
-    size = paths.size(path)
+    if second is None or _OPEN in head:
+        return [Split(path, "xml", 0, size, site)]
     return [Split(path, "xml", a, b, site) for a, b in _ranges(_edges(path, indexes, second, size), size)]
 
 
@@ -225,7 +233,7 @@ def read(split: Split, lost: list[Loss], counts: dict[str, int]) -> Iterator[Pag
         lost: Filled with what could not be read.
         counts: ``pages``, ``articles``, ``redirects``, ``other_namespace``, ``other_model`` are counted up.
     """
-    readers = {"xml": _read_xml, "parquet": _read_parquet, "jsonl": _read_jsonl}
+    readers = {"xml": _read_xml, "plain": _read_xml, "parquet": _read_parquet, "jsonl": _read_jsonl}
     for page in readers[split.kind](split, lost, counts):
         counts["redirects" if page.target is not None else "articles"] += 1
         yield page
@@ -233,7 +241,9 @@ def read(split: Split, lost: list[Loss], counts: dict[str, int]) -> Iterator[Pag
 
 def _read_xml(split: Split, lost: list[Loss], counts: dict[str, int]) -> Iterator[Page]:
     broken = 0
-    for fragment in fragments(streams.read(split.path, split.start, split.end, lost), split.path, lost):
+    chunks = streams.read(split.path, split.start, split.end, lost)
+    begins_within = split.end - split.start if split.kind == "plain" else None
+    for fragment in fragments(chunks, split.path, lost, begins_within):
         counts["pages"] += 1
         try:
             page = parse_page(fragment, split.site)
@@ -248,25 +258,40 @@ def _read_xml(split: Split, lost: list[Loss], counts: dict[str, int]) -> Iterato
         lost.append(Loss(split.path, "page is not well-formed XML", split.start or None, broken))
 
 
-def fragments(chunks: Iterator[bytes | Gap], path: str, lost: list[Loss]) -> Iterator[bytes]:
-    """Cuts ``<page>…</page>`` out of a stream of chunks; memory is bounded by a chunk and a page."""
-    held = b""
+def fragments(
+    chunks: Iterator[bytes | Gap], path: str, lost: list[Loss], begins_within: int | None = None
+) -> Iterator[bytes]:
+    """Cuts ``<page>…</page>`` out of a stream of chunks; memory is bounded by a chunk and a page.
+
+    Args:
+        chunks: The stream.
+        path: Its file, for losses.
+        lost: Filled with what could not be read.
+        begins_within: Only pages that begin in so many bytes count; ``None`` is all of them.
+    """
+    held, place = b"", 0  # `place` is where held[0] stands in the stream
     for chunk in chunks:
         if isinstance(chunk, Gap):
             held = b""
             continue
         held += chunk
         end = 0
-        for page in _PAGE.finditer(held):
-            yield page[0]
-            end = page.end()
-        begun = held.find(b"<page>", end)
+        while (begun := held.find(_OPEN, end)) >= 0:
+            if begins_within is not None and place + begun >= begins_within:
+                return
+            if (closed := held.find(_CLOSE, begun)) < 0:
+                break
+            end = closed + len(_CLOSE)
+            yield held[begun:end]
         # Without a page begun, only the last bytes can matter: "<page>" may lie across two chunks.
-        held = held[begun:] if begun >= 0 else held[max(end, len(held) - len(b"<page>")) :]
+        keep = begun if begun >= 0 else max(end, len(held) - len(_OPEN) + 1)
+        held, place = held[keep:], place + keep
+        if begins_within is not None and begun < 0 and place >= begins_within:
+            return
         if len(held) > _LONGEST_PAGE:
             lost.append(Loss(path, f"a page longer than {_LONGEST_PAGE >> 20} MiB"))
-            held = b""
-    if b"<page>" in held:
+            held, place = b"", place + len(held)
+    if _OPEN in held:
         lost.append(Loss(path, "ends in the middle of a page"))
 
 

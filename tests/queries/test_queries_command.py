@@ -108,6 +108,17 @@ def test_workers_batches_and_order_leave_no_trace(
     monkeypatch.setattr(wikipedia, "SPLIT_BYTES", 400)
     assert main(command(small_wiki, tmp_path / "three", *options)) == 0
     assert content(tmp_path / "three") == expected
+    # Plain XML, in splits that cut pages in two.
+    small_wiki.dumps[:] = [unpacked(Path(dump)) for dump in small_wiki.dumps]
+    assert len(wikipedia.plan(small_wiki.dumps)) > 10
+    assert main(command(small_wiki, tmp_path / "four", *options)) == 0
+    assert content(tmp_path / "four") == expected
+
+
+def unpacked(dump: Path) -> str:
+    plain = dump.with_suffix("")
+    plain.write_bytes(bz2.decompress(dump.read_bytes()))
+    return str(plain)
 
 
 def test_a_killed_run_starts_again(

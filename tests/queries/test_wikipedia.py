@@ -5,7 +5,9 @@ import gzip
 import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,6 +111,7 @@ def test_every_packing_holds_the_same_pages(tmp_path: Path, monkeypatch: pytest.
     for path in [*sorted(tmp_path.glob("*.xml*bz2")), tmp_path / "packed.xml.gz"]:
         assert read(path) == expected, path
     assert len(wikipedia.plan([str(tmp_path / "single.xml.bz2")])) == 1
+    assert len(wikipedia.plan([str(tmp_path / "plain.xml")])) > 2
     for name in ("multistream.xml.bz2", "multistream2.xml-p1p95.bz2"):
         splits = wikipedia.plan([str(tmp_path / name)])
         assert len(splits) > 2
@@ -234,6 +237,40 @@ def test_parquet_without_the_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"title": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"no such column, expected title, text"):
         wikipedia.plan([str(tmp_path / "a.parquet")])
+
+
+@given(st.integers(1, 3000), st.integers(1, 200))
+def test_a_plain_page_belongs_to_the_split_in_which_it_begins(split_bytes: int, chunk_bytes: int) -> None:
+    data = (HEAD + "".join(many(20)) + TAIL).encode()
+    found: list[bytes] = []
+    lost: list[Loss] = []
+    for start in range(0, len(data), split_bytes):
+        chunks = iter([data[i : i + chunk_bytes] for i in range(start, len(data), chunk_bytes)])
+        within = min(split_bytes, len(data) - start)
+        found += wikipedia.fragments(chunks, "f", lost, within)
+    assert found == list(wikipedia.fragments(iter([data]), "f", []))
+    assert not lost
+
+
+def test_plain_splits_stop_reading_behind_their_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "CHUNK_BYTES", 500)
+    path = tmp_path / "dump.xml"
+    path.write_text(HEAD + "".join(many(500)) + TAIL)
+    read_bytes = 0
+
+    def counting(*arguments: Any) -> Iterator[bytes | streams.Gap]:
+        nonlocal read_bytes
+        for chunk in original(*arguments):
+            assert isinstance(chunk, bytes)
+            read_bytes += len(chunk)
+            yield chunk
+
+    original = streams.read
+    monkeypatch.setattr(streams, "read", counting)
+    split = wikipedia.Split(str(path), "plain", 10_000, 20_000)
+    pages = list(wikipedia.read(split, [], Counter()))
+    assert pages[0].title < pages[-1].title
+    assert 10_000 <= read_bytes < 12_000
 
 
 def test_pages_across_chunks() -> None:
