@@ -125,6 +125,11 @@ def _flush(
     table = pa.table([pa.array(c, pa.string()) for c in columns], schema=pageviews.TITLES)
     tables.write_table(paths.join(work, f"titles-{name}.parquet"), table, TITLES_TABLE)
     counts["tokens"] += int(np.sum(found.counts))
+    return write_batch(found, work, name)
+
+
+def write_batch(found: Batch, work: str, name: str) -> list[tuple[int, str]]:
+    """Writes a batch of texts as numbers; returns (partition, dictionary file) of the partitions that have words."""
     tokens = pa.record_batch([pa.array(found.tokens)], names=["token"])
     _write_batches(paths.join(work, f"tokens-{name}.arrow"), tokens, np.array([0, len(tokens)]))
     dictionary = pa.record_batch([found.words, pa.array(found.counts)], schema=words.COUNTS)
@@ -141,14 +146,15 @@ def _write_batches(path: str, rows: pa.RecordBatch, edges: np.ndarray) -> list[t
     return [(int(part), path) for part in np.flatnonzero(np.diff(edges))]
 
 
-def _read_batch(path: str, part: int) -> pa.RecordBatch:
+def read_batch(path: str, part: int) -> pa.RecordBatch:
+    """One partition's record batch of a work file."""
     with paths.open_input(path, decompress=False) as file, pa.ipc.open_file(file) as reader:
         return reader.get_batch(part)
 
 
 def _merge_words(item: tuple[int, Iterable[str]], work: str, min_count: int) -> int:
     part, files = item
-    merged = words.merge(pa.Table.from_batches([_read_batch(path, part)]) for path in sorted(files))
+    merged = words.merge(pa.Table.from_batches([read_batch(path, part)]) for path in sorted(files))
     enough = pa.compute.greater_equal(merged["count"], min_count)
     frequent, rare = merged.filter(enough), merged.filter(pa.compute.invert(enough))
     name = paths.join(work, f"rare_words-{part:05d}.parquet")
@@ -189,7 +195,7 @@ class CountBigrams(beam.DoFn):
 
     def process(self, name: str) -> Iterator[tuple[int, str]]:
         """Counts the file of one name, as ``00001-00000``."""
-        tokens = _read_batch(paths.join(self.work, f"tokens-{name}.arrow"), 0)["token"].to_numpy()
+        tokens = read_batch(paths.join(self.work, f"tokens-{name}.arrow"), 0)["token"].to_numpy()
         tick(len(tokens))
         keys, counts = bigrams.count(self._places(name)[tokens])
         pairs = pa.record_batch([pa.array(keys), pa.array(counts)], names=["pair", "count"])
@@ -218,7 +224,7 @@ def _score_bigrams(
     table = tables.read_files([vocabulary])
     counts = bigrams.merge(
         (batch["pair"].to_numpy(), batch["count"].to_numpy())
-        for batch in (_read_batch(path, part) for path in sorted(files))
+        for batch in (read_batch(path, part) for path in sorted(files))
     )
     scores = bigrams.pmi(counts, table["count"].to_numpy(), corpus_tokens)
     enough = bigrams.enough(counts, scores, min_count=min_count, pmi_min=pmi_min)

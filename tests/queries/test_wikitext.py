@@ -7,8 +7,8 @@ import mwparserfromhell
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Tag, Text, Wikilink
 
+from benchmarks.peers import walk
 from pipeline.core.tokens import tokens
 from queries import wikipedia
 from queries.streams import Loss
@@ -16,9 +16,6 @@ from queries.wikipedia import Page
 from queries.wikitext import plain_text
 
 CUT = Path(__file__).parents[2] / "examples" / "world" / "text" / "enwiki-cut.xml.bz2"
-HIDDEN_TAGS = {
-    "ref", "math", "gallery", "timeline", "source", "syntaxhighlight", "score", "imagemap", "code", "pre", "table",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -106,26 +103,3 @@ def test_word_counts_agree_with_mwparserfromhell_on_real_articles() -> None:
     assert distance < 0.02
     frequent = [{w for w, n in counts.items() if n >= 100} for counts in (ours, theirs)]
     assert len(frequent[0] & frequent[1]) / len(frequent[0] | frequent[1]) >= 0.98
-
-
-def walk(code: mwparserfromhell.wikicode.Wikicode) -> list[str]:
-    """What a reader sees, by the parser's own tree."""
-    found: list[str] = []
-    for node in code.nodes:
-        if isinstance(node, Text):
-            found.append(str(node.value))
-        elif isinstance(node, HTMLEntity):
-            found.append(node.normalize())
-        elif isinstance(node, Heading):
-            found += ["\n", *walk(node.title), "\n"]
-        elif isinstance(node, Wikilink):
-            if not str(node.title).strip().lower().startswith(("file:", "image:", "category:")):
-                found += walk(node.title if node.text is None else node.text)
-        elif isinstance(node, ExternalLink):
-            found += walk(node.title) if node.title is not None else []
-        elif isinstance(node, Tag):
-            name = str(node.tag).strip().lower()
-            if name not in HIDDEN_TAGS:
-                found.append("\n" if name in ("br", "hr", "p", "div", "li", "td", "tr") else "")
-                found += walk(node.contents) if node.contents is not None and not node.self_closing else []
-    return found
