@@ -62,7 +62,8 @@ class QueriesConfig:
             100,646 / (100,646 + 61,235) in MetaCLIP's table of the same list (arXiv 2309.16671, table 1).
         synset_terms: A synset's first lemma, all its lemmas, or MetaCLIP's cut first lemma with the numerals.
         title_check: ``dump`` keeps views of titles that are articles of the given dump, ``none`` of all.
-        project: Wikipedia whose views count, as ``en``; ``None`` takes it from the dump, else ``en``.
+        project: Wikipedia whose views count, as ``en``; ``None`` takes it from the dump, else ``en``. Without a dump
+            only the English names of namespaces are known, which every Wikipedia has beside its own.
     """
 
     wikipedia: tuple[str, ...] = input_paths()

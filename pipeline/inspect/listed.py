@@ -101,10 +101,17 @@ class QueryList:
         Raises:
             InputError: The file is damaged.
         """
-        path = runners_up.side_table(self.folder, name)
-        if not paths.exists(path):
-            return None
-        return tables.read_files([path]), runners_up.least_of(path)
+        if name not in self._side_tables:
+            path = runners_up.side_table(self.folder, name)
+            there = paths.exists(path)
+            self._side_tables[name] = (
+                (tables.read_files([path]), runners_up.least_of(path)) if there else None
+            )
+        return self._side_tables[name]
+
+    @functools.cached_property
+    def _side_tables(self) -> dict[str, tuple[pa.Table, int] | None]:
+        return {}
 
     def find(self, text: str) -> tuple[int, bool] | None:
         """The row of a text, and whether it is spelt so there; ``None`` if there is none of the same words."""

@@ -22,10 +22,21 @@ def examine(listed: QueryList, *, top: int) -> dict[str, Any]:
         top: How many entries on each side of a cut.
     """
     return {
+        "asked": _asked(listed),
         "sources": _sources(listed),
         "overlaps": _overlaps(listed),
         "borderline": {source: borderline(listed, source, top) for source in NUMBERS},
     }
+
+
+def _asked(listed: QueryList) -> dict[str, Any]:
+    """The numbers that the list was made with; what its maker did not say is left out."""
+    found = {
+        name: listed.config.get(name) for name in ("preset", "size", "min_count", "pmi_min", "views_min")
+    }
+    found["bigram_min_count"] = listed.thresholds.get("bigram_min_count")
+    found["corpus_tokens"] = listed.manifest.extra.get("corpus_tokens")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _sources(listed: QueryList) -> list[dict[str, Any]]:

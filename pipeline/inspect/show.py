@@ -21,7 +21,8 @@ def text(found: Mapping[str, Any]) -> str:
     """Everything that was found, as lines without an end."""
     if "why" in found:
         return "\n".join(line for one in found["why"] for line in _answer(one))
-    lines = [f"{found['folder']}: {found['queries']:,} queries", ""]
+    asked = (f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in found["asked"].items())
+    lines = [f"{found['folder']}: {found['queries']:,} queries", ", ".join(asked), ""]
     lines += _table(
         [
             ("source", "queries", "alone"),

@@ -207,12 +207,13 @@ def _place_of_title(titles: pa.ChunkedArray, text: str) -> int | None:
     spelt = pc.index(pc.utf8_lower(titles), pa.scalar(" ".join(fold(text).split()))).as_py()
     if spelt >= 0:
         return int(spelt)
-    # All of a text's words are in a title of the same words: few titles are left to be cut into words.
-    likely = np.arange(len(titles))
+    # A title of the same words holds each of them as a substring, so few titles are left to be cut into words;
+    # outside ASCII folding may change letters ("ß"), so all such titles are.
+    likely = pa.scalar(True)
     for word in wanted:
-        holds = pc.match_substring(titles.take(pa.array(likely)), word, ignore_case=True)
-        likely = likely[np.asarray(holds.to_numpy(), bool)]
-    return next((int(p) for p in likely if tokens(titles[int(p)].as_py()) == wanted), None)
+        likely = pc.and_(likely, pc.match_substring(titles, word, ignore_case=True))
+    places = np.flatnonzero(pc.or_(likely, pc.invert(pc.string_is_ascii(titles))).to_numpy())
+    return next((int(p) for p in places if tokens(titles[int(p)].as_py()) == wanted), None)
 
 
 def _synset_out(listed: QueryList, text: str) -> Iterator[str]:

@@ -141,6 +141,19 @@ def listed(folder: Path, queries: list[str]) -> str:
     return finished_folder(str(folder), QUERIES, pa.Table.from_pylist(rows, schema=QUERIES.schema))
 
 
+def test_titles_of_the_same_words_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["Ball", "Fußball-Liga", "Rock 'n' Roll", "Spider-Man", "Spider-Man 2"]
+    lines = "".join(f"en {n.replace(' ', '_')} {9 - i} 0\n" for i, n in enumerate(names))
+    (tmp_path / "views").write_text(lines, encoding="utf-8")
+    out = str(tmp_path / "out")
+    given = ["--pageviews", str(tmp_path / "views"), "--wordnet", "none", "--size", "1", "--out", out]
+    assert main(["queries", *given, "--quiet"]) == 0
+    for text, title in [("fussball liga", 1), ("rock 'n' roll", 2), ("SPIDER MAN", 3)]:
+        said = f"title {names[title]!r} with {9 - title} views, the cut is at 9"
+        assert said in why(capsys, out, text)
+    assert "title: none that was viewed" in why(capsys, out, "spider")
+
+
 def test_what_can_never_match_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = listed(
         tmp_path / "q", ["!!!", "cat", "dr. no", "fish%20chips", "salt &amp; pepper", "x ray", "x-ray"]
@@ -321,7 +334,10 @@ def test_text_is_aligned(dumped: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["inspect", dumped, "--top", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{dumped}: 86,412 queries"
-    assert lines[2:7] == [
+    assert lines[1] == (
+        "preset paper, size 500,000, min_count 25, pmi_min 3.2, views_min 1, bigram_min_count 20, corpus_tokens 318"
+    )
+    assert lines[3:8] == [
         "  source  queries   alone",
         "  word         10       2",
         "  bigram        6       4",
