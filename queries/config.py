@@ -34,7 +34,7 @@ class QueriesConfig:
     * Synsets give 86,654 entries from WordNet 3.0: the first lemma, lower-cased and cut at its first dot ("mr. moto"
       becomes "mr", ".22 caliber" vanishes), and the numerals "0" to "99".
     * Bigrams need a PMI of 30 and no number of occurrences. No pair can have more than log2(N / c) for the count c of
-      its more frequent word, so in four billion words both words occur at most four times: these are names and typing
+      its more frequent word, so in five billion words both words occur at most four times: these are names and typing
       errors seen a handful of times, and none of their words is a query of its own. A corpus below 2³⁰ words has none.
     * Titles need 70 views. (MetaCLIP's 70 are summed over one busy desktop hour and more of 26 days; ours are the
       views of the files given, of articles and of the redirects to them.)
