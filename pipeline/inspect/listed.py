@@ -59,10 +59,13 @@ class QueryList:
     def sources(self) -> np.ndarray:
         """uint8[n], a bit for each of ``SOURCES``."""
         column = self.table["sources"].combine_chunks()
-        bit = pc.index_in(column.flatten(), value_set=pa.array(SOURCES)).to_numpy(zero_copy_only=False)
+        bit = pc.index_in(column.flatten(), value_set=pa.array(SOURCES))
         rows = np.repeat(np.arange(len(self)), pc.list_value_length(column).to_numpy(zero_copy_only=False))
+        # Somebody else's list may name sources of its own.
+        ours = bit.is_valid().to_numpy(zero_copy_only=False)
         found = np.zeros(len(self), np.uint8)
-        np.bitwise_or.at(found, rows, np.left_shift(1, bit.astype(np.uint8)).astype(np.uint8))
+        bits = pc.fill_null(bit, 0).to_numpy(zero_copy_only=False).astype(np.uint8)
+        np.bitwise_or.at(found, rows[ours], np.left_shift(np.uint8(1), bits[ours]))
         return found
 
     def having(self, source: str) -> np.ndarray:

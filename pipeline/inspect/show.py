@@ -30,7 +30,9 @@ def text(found: Mapping[str, Any]) -> str:
         ]
     )
     lines += ["", "overlaps"]
-    lines += _table([(" + ".join(o["sources"]), f"{o['queries']:,}") for o in found["overlaps"]])
+    lines += _table(
+        [(" + ".join(o["sources"]) or "none of these", f"{o['queries']:,}") for o in found["overlaps"]]
+    )
     for source, border in found["borderline"].items():
         lines += _borderline(source, border)
     return "\n".join([*lines, *_doctor(found["doctor"], found["matching"], found["queries"])])

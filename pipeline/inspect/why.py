@@ -17,6 +17,7 @@ from pipeline.inspect.doctor import own_matches, why_never
 from pipeline.inspect.listed import QueryList
 from queries import runners_up, wordnet
 from queries.config import NO_WORDNET
+from queries.merge import SOURCES
 
 _SYNSETS_SHOWN = 5
 
@@ -39,7 +40,7 @@ def answer(listed: QueryList, text: str, matching: str) -> dict[str, Any]:
         return {"text": text, "in_list": False, "query": None, "reasons": reasons}
     place, as_spelt = found
     row = listed.table.slice(place, 1).to_pylist()[0]
-    reasons = list(_numbers(listed, row))
+    reasons = list(_numbers(listed, place, row))
     in_list = as_spelt or listed.config.get("preset") != "metaclip"
     if not as_spelt:
         reasons.insert(0, f"the same words as the query {row['query']!r}")
@@ -49,9 +50,9 @@ def answer(listed: QueryList, text: str, matching: str) -> dict[str, Any]:
     return {"text": text, "in_list": in_list, **row, "reasons": reasons}
 
 
-def _numbers(listed: QueryList, row: dict[str, Any]) -> Iterator[str]:
+def _numbers(listed: QueryList, place: int, row: dict[str, Any]) -> Iterator[str]:
     """What each source of a query says about it."""
-    for source in row["sources"]:
+    for source in (s for s in SOURCES if s in row["sources"]):
         if source == "synset":
             ids = row["synsets"] or []
             more = f" and {len(ids) - _SYNSETS_SHOWN:,} more" if len(ids) > _SYNSETS_SHOWN else ""
@@ -59,7 +60,7 @@ def _numbers(listed: QueryList, row: dict[str, Any]) -> Iterator[str]:
             continue
         measure = listed.measure(source)
         ranked = listed.numbers(measure)[listed.having(source)]
-        value = listed.numbers(measure)[row["query_id"]]
+        value = listed.numbers(measure)[place]
         rank = 1 + int(np.sum(ranked > value))
         known = {
             "word": f"{row['count']:,} occurrences" if row["count"] is not None else "",

@@ -179,6 +179,9 @@ def test_what_can_never_match_and_why(tmp_path: Path, capsys: pytest.CaptureFixt
     assert found["same_to_matching"]["count"] == 0
     assert found["lower_case_only"]["count"] == 6
     assert why(capsys, folder, "!!!")[-1] == "never matches (clean): it holds no word"
+    assert why(capsys, folder, "Dr. No", "--matching", "metaclip")[-1] == (
+        "never matches (metaclip): it holds ., round which MetaCLIP's rule puts spaces"
+    )
 
 
 QUERIES_DRAWN = st.lists(
@@ -358,6 +361,21 @@ def test_any_list_can_be_inspected(tmp_path: Path, capsys: pytest.CaptureFixture
     assert asked(capsys, listed(tmp_path / "empty", []))["queries"] == 0
     assert main(["inspect", str(tmp_path / "empty")]) == 0
     assert "0 queries" in capsys.readouterr().out
+
+
+def test_a_list_of_other_sources_and_ids(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"query_id": 7, "query": "dog", "sources": ["mine", "word"], "count": 5},
+        {"query_id": 3, "query": "cat", "sources": ["mine"]},
+        {"query_id": 9, "query": "cow", "sources": ["word"], "count": 9},
+    ]
+    folder = finished_folder(str(tmp_path / "l"), QUERIES, pa.Table.from_pylist(rows, schema=QUERIES.schema))
+    assert asked(capsys, folder)["overlaps"] == [
+        {"sources": ["word"], "queries": 2}, {"sources": [], "queries": 1}
+    ]  # fmt: skip
+    assert why(capsys, folder, "dog")[:2] == ["in: True", "word: 5 occurrences; rank 2 of 2"]
+    assert main(["inspect", folder]) == 0
+    assert "none of these" in capsys.readouterr().out
 
 
 def test_bad_input_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,7 +177,9 @@ def test_the_list_adds_up_in_any_order(
     assert made.entries == len(queries) + len(made.dropped)
     assert {reason for reason, _, _ in made.dropped} <= set(merge.REASONS)
     mandatory = {" ".join(tokens(n)) for n in [*words, *(t for t, _ in synsets)]} - {""}
-    assert len(queries) <= max(size, len(mandatory))
+    # Filled to its size if there are as many different queries.
+    keys = mandatory | set(bigrams) | ({" ".join(tokens(n)) for n in titles} - {""})
+    assert len(queries) == min(max(size, len(mandatory)), len(keys))
 
     def shuffled(found: dict[str, object]) -> dict[str, object]:
         items = list(found.items())
