@@ -2,14 +2,17 @@
 
 Cropping and zooming, aspect-ratio distortion, down- and up-sizing, minor rotations, JPEG compression and HSV
 colour jitter, combined at random. Every step that interpolates draws its own algorithm, so that the detector
-cannot tell a picture by how it was resized.
+cannot tell a picture by how it was resized. One step is ours: cut-out pictures are laid on another light ground,
+as a transparent picture takes the colour of the page that shows it.
 """
 
 from __future__ import annotations
 
 import io
 import random
+from collections.abc import Sequence
 
+import numpy as np
 from PIL import Image
 
 from dedup.config import AugmentConfig
@@ -24,11 +27,16 @@ RESAMPLING = (
 )
 # Pillow rotates with these three only.
 ROTATING = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+# Levels by which a ground's pixels differ from its colour at most, and by which its edge has faded into the picture.
+_GROUND_STEP, _GROUND_FADE = 24, 160
 
 
 def augment(image: Image.Image, config: AugmentConfig, seed: int) -> Image.Image:
     """One altered copy of an RGB picture; equal arguments give equal pixels."""
     draw = random.Random(seed)
+    if draw.random() < config.probability:
+        shares = [1 - config.max_ground * (draw.random() + draw.random()) / 2 for _ in range(3)]
+        image = lay_on_ground(image, shares)
     image = crop_and_resize(image, config, draw)
     if draw.random() < config.probability * 0.7:
         image = rotate(image, draw.uniform(-1, 1) * config.max_rotation_degrees, draw.choice(ROTATING))
@@ -42,6 +50,31 @@ def augment(image: Image.Image, config: AugmentConfig, seed: int) -> Image.Image
     if draw.random() < config.probability:
         image = compress(image, draw.randint(config.min_jpeg_quality, 95))
     return image
+
+
+def lay_on_ground(image: Image.Image, shares: Sequence[float]) -> Image.Image:
+    """Darkens the light ground of one colour around what a picture shows; pictures without one stay as they are.
+
+    Args:
+        image: RGB.
+        shares: What is left of the ground's red, green and blue.
+    """
+    from scipy import ndimage
+
+    pixels = np.asarray(image).astype(np.float32)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    ground = np.median(border, axis=0)
+    is_ground = np.abs(border - ground).max(axis=1) <= _GROUND_STEP
+    if ground.min() < 128 or is_ground.mean() < 0.5:
+        return image
+    distance = np.abs(pixels - ground).max(axis=2)
+    regions, _ = ndimage.label(distance <= _GROUND_STEP)
+    touching = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
+    # Two pixels of edge, where the picture fades into its ground, fade into the new one.
+    around = ndimage.binary_dilation(np.isin(regions, touching[touching > 0]), iterations=2)
+    weight = (1 - distance / _GROUND_FADE).clip(0, 1) * around
+    pixels += weight[..., None] * ground * (np.asarray(shares, np.float32) - 1)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def crop_and_resize(image: Image.Image, config: AugmentConfig, draw: random.Random) -> Image.Image:

@@ -22,6 +22,7 @@ class AugmentConfig:
         max_hue: Largest turn of the hue, as a share of the colour circle.
         max_saturation: Largest change of saturation, as a share.
         max_value: Largest change of brightness, as a share.
+        max_ground: Largest darkening of the light ground that a cut-out picture lies on, as a share (ours).
         probability: Chance of each step, drawn for each picture.
     """
 
@@ -34,6 +35,7 @@ class AugmentConfig:
     max_hue: float = 0.01
     max_saturation: float = 0.12
     max_value: float = 0.1
+    max_ground: float = 0.1
     probability: float = 0.7
 
     def __post_init__(self) -> None:
@@ -50,6 +52,8 @@ class AugmentConfig:
         for name in ("max_rotation_degrees", "max_hue", "max_saturation", "max_value"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, is {getattr(self, name)}")
+        if not 0 <= self.max_ground <= 1:
+            raise ValueError(f"max_ground must lie in [0, 1], is {self.max_ground}; 0 leaves grounds alone")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dedup.augment import augment, jitter_hsv, rotate
+from dedup.augment import augment, jitter_hsv, lay_on_ground, rotate
 from dedup.config import AugmentConfig
 from pipeline.core.fakes import picture
 
@@ -44,9 +44,34 @@ def test_rotation_fills_with_the_corner() -> None:
     assert (turned == (10, 200, 30)).all()
 
 
+def test_another_ground_leaves_the_picture_and_what_it_encloses() -> None:
+    image = Image.new("RGB", (40, 40), (255, 255, 255))
+    image.paste((20, 30, 200), (10, 10, 30, 30))
+    image.paste((255, 255, 255), (16, 16, 24, 24))
+    laid = np.asarray(lay_on_ground(image, [1.0, 0.9, 0.8]))
+    assert (laid[0, 0] == (255, 229, 204)).all()
+    assert (laid[8:10, 8:32] == (255, 229, 204)).all()
+    assert (laid[10:30, 10:30] == np.asarray(image)[10:30, 10:30]).all()
+
+
+@pytest.mark.parametrize("colours", [((0, 0, 0), (255, 255, 255)), ((255, 255, 255), (0, 200, 0))])
+def test_without_a_light_ground_there_is_nothing_to_lay(colours: tuple[tuple[int, int, int], ...]) -> None:
+    ground, rest = colours
+    image = Image.new("RGB", (40, 40), ground)
+    image.paste(rest, (0, 0, 40, 19) if ground == (0, 0, 0) else (0, 0, 40, 39))
+    assert lay_on_ground(image, [0.5, 0.5, 0.5]).tobytes() == image.tobytes()
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"min_crop": 0}, {"max_aspect": 0.5}, {"min_scale": 3.0}, {"min_jpeg_quality": 0}, {"probability": 2}],
+    [
+        {"min_crop": 0},
+        {"max_aspect": 0.5},
+        {"min_scale": 3.0},
+        {"min_jpeg_quality": 0},
+        {"probability": 2},
+        {"max_ground": 1.5},
+    ],
 )
 def test_impossible_strengths_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
