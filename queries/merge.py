@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.core.contracts import QUERIES
@@ -31,7 +32,8 @@ REASONS = (SAME_QUERY, BELOW_CUT, NO_WORDS)
 _SPELLING = {"word": 0, "bigram": 1, "synset": 2, "title": 3}
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: there are a million, and a frozen one takes four times as long to make.
+@dataclass(slots=True)
 class Entry:
     """One source's wish for a query.
 
@@ -66,6 +68,8 @@ class _Query:
 
     @property
     def text(self) -> str:
+        if len(self.entries) == 1:
+            return self.entries[0].text
         first = min(self.entries, key=lambda e: (e.text != e.key, _SPELLING[e.source], e.text))
         return first.text
 
@@ -114,8 +118,9 @@ def bigram_entries(
         values = npmi(scored["pmi"].to_numpy(), scored["count"].to_numpy(), corpus_tokens)
         ranked = scored.append_column("npmi", pa.array(values, pa.float64()))
     best = ranked.sort_by([(measure, "descending"), ("count", "descending"), ("bigram", "ascending")])
-    for row in best.slice(0, most).to_pylist():
-        yield Entry("bigram", row["bigram"], row["bigram"], row["count"], row["pmi"], row.get("npmi"))
+    columns = ("bigram", "count", "pmi", *(["npmi"] if measure == "npmi" else []))
+    for bigram, *numbers in _rows(best.slice(0, most), *columns):
+        yield Entry("bigram", bigram, bigram, *numbers)
 
 
 def title_entries(views: pa.Table, most: int, *, exact: bool = False) -> Iterator[Entry]:
@@ -235,22 +240,34 @@ def _share(
 
 
 def _table(queries: Iterable[_Query], dropped: list[tuple[str, str, str | None]]) -> pa.Table:
-    rows: dict[str, list[Any]] = {name: [] for name in QUERIES.schema.names}
-    for text, query in sorted((q.text, q) for q in queries):
-        entries = query.entries
-        by_source = {e.source for e in entries}
-        views = [e.views for e in entries if e.views is not None]
-        synsets = sorted({s for e in entries for s in e.synsets})
-        rows["query_id"].append(len(rows["query_id"]))
-        rows["query"].append(text)
-        rows["sources"].append([s for s in SOURCES if s in by_source])
-        rows["count"].append(next((e.count for e in entries if e.count is not None), None))
-        rows["pmi"].append(next((e.pmi for e in entries if e.pmi is not None), None))
-        rows["views"].append(sum(views) if views else None)
-        rows["synsets"].append(synsets or None)
+    spelt = {query.text: query.entries for query in queries}
+    texts = sorted(spelt)
+    listed = [spelt[text] for text in texts]
+    for text, entries in zip(texts, listed, strict=True):
         # One entry is the row; the others are in it and are counted as merged.
         dropped += [(SAME_QUERY, e.text, f"{e.source}: in {text!r}") for e in entries[1:]]
-    return QUERIES.conform(pa.table(rows, schema=QUERIES.schema))
+    columns = {
+        "query_id": np.arange(len(texts), dtype=np.int32),
+        "query": texts,
+        "sources": [_sources(entries) for entries in listed],
+        "count": [next((e.count for e in entries if e.count is not None), None) for entries in listed],
+        "pmi": [next((e.pmi for e in entries if e.pmi is not None), None) for entries in listed],
+        "views": [_views(entries) for entries in listed],
+        "synsets": [sorted({s for e in entries for s in e.synsets}) or None for entries in listed],
+    }
+    return QUERIES.conform(pa.table(columns, schema=QUERIES.schema))
+
+
+def _sources(entries: Sequence[Entry]) -> list[str]:
+    if len(entries) == 1:
+        return [entries[0].source]
+    named = {e.source for e in entries}
+    return [s for s in SOURCES if s in named]
+
+
+def _views(entries: Sequence[Entry]) -> int | None:
+    found = [e.views for e in entries if e.views is not None]
+    return sum(found) if found else None
 
 
 def _thresholds(queries: Iterable[_Query]) -> dict[str, float | int | None]:
