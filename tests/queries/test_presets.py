@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import math
+import random
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +98,27 @@ def test_a_pair_of_rare_words_is_a_bigram_of_the_preset_alone(tmp_path: Path) ->
     assert {q for q, r in rows(tmp_path / "thirty").items() if r["pmi"] is not None} == set()
     assert main(["queries", *sources, "--bigram-min-count", "1", "--out", str(tmp_path / "paper")]) == 0
     assert "bao jingyan" not in rows(tmp_path / "paper")
+
+
+def test_no_pair_that_reaches_the_pmi_is_lost_with_the_frequent_words(tmp_path: Path) -> None:
+    """The preset counts pairs of words rare enough to reach its PMI alone; that must lose none."""
+    draw = random.Random(3)
+    words = [f"w{i}" for i in range(400)]
+    lines = [draw.choices(words, [1 / (i + 1) for i in range(400)], k=8) for _ in range(300)]
+    text = ".\n".join(" ".join(line) for line in lines)
+    page = f"<page><title>A</title><ns>0</ns><revision><text>{text}</text></revision></page>"
+    (tmp_path / "dump.xml").write_text(f"<mediawiki>{page}</mediawiki>")
+    single, pairs = (
+        Counter(w for line in lines for w in line),
+        Counter(p for line in lines for p in pairwise(line)),
+    )
+    scores = {
+        f"{a} {b}": math.log2(n * single.total() / (single[a] * single[b])) for (a, b), n in pairs.items()
+    }
+    for least in (3.0, 6.5, 9.0):
+        out = tmp_path / str(least)
+        given = ["--wikipedia", str(tmp_path / "dump.xml"), "--wordnet", "none", "--pmi-min", str(least)]
+        assert main(["queries", "--preset", "metaclip", *given, "--out", str(out), "--quiet"]) == 0
+        found = {q: r["pmi"] for q, r in rows(out).items() if r["pmi"] is not None}
+        assert found == pytest.approx({pair: score for pair, score in scores.items() if score >= least})
+        assert len(found) > 40
