@@ -1,9 +1,7 @@
 """Running text as numbers: the tokeniser, the words' dictionary and their counts in one compiled pass.
 
 What a word is, :mod:`pipeline.core.tokens` says; this module reads the same words out of UTF-8 many times
-faster, and tests hold it to that. Folding is by table, one code point to one. A text with a code point for which
-that is not enough (it folds to several, or it may compose with a neighbour) is folded by
-:func:`pipeline.core.tokens.fold` first.
+faster, and tests hold it to that.
 
 A bigram ends at punctuation and at a line's end. A hyphen joins words as a space does ("spider-man"), unless it
 stands free as a dash: doubled, or beside white space.
@@ -11,80 +9,20 @@ stands free as a dash: doubled, or beside white space.
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.tokens import WORD, fold
+from pipeline.core.tokens import fold
+from queries.alphabet import APOSTROPHE, HYPHEN, LETTER, MARK, OTHER, SPACE, alphabet, compiled
 
 BREAK = -1
 """Stands among the tokens where no bigram crosses: punctuation, the end of a line or of a text."""
 
-# Kinds of a folded code point. A mark goes on with a word but begins none.
-_OTHER, _LETTER, _MARK, _APOSTROPHE, _SPACE, _HYPHEN = range(6)
 # FNV-1a, and an odd constant (2⁶⁴ / golden ratio) that spreads it.
 _HASH_START, _HASH_STEP = np.uint64(0xCBF29CE484222325), np.uint64(0x100000001B3)
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
-_POINTS = 0x110000
-_KNOWN_POINTS = 0x40000  # the planes above hold no letter, no space and nothing that folds or composes
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiles a function; the machine code is kept beside the source, else in the user's cache folder."""
-    try:
-        return cast("Callable[..., Any]", numba.njit(nogil=True, cache=True)(function))
-    except RuntimeError:  # neither can be written to: each process compiles for itself
-        return cast("Callable[..., Any]", numba.njit(nogil=True)(function))
-
-
-class Alphabet(NamedTuple):
-    """What is known of each code point.
-
-    Attributes:
-        folded: uint32[0x110000], what it folds to.
-        kind: uint8[0x110000], the kind of what it folds to.
-        special: bool[0x110000], whether it folds to several or may compose with a neighbour.
-    """
-
-    folded: np.ndarray
-    kind: np.ndarray
-    special: np.ndarray
-
-
-@lru_cache(maxsize=1)
-def alphabet() -> Alphabet:
-    """The tables of this Python's Unicode."""
-    folded = np.arange(_POINTS, dtype=np.uint32)
-    kind = np.full(_POINTS, _OTHER, np.uint8)
-    special = np.zeros(_POINTS, np.bool_)
-    special[0x1160:0x1200] = True  # vowels and endings of Hangul compose by rule, not by table
-    inside = re.compile(WORD).fullmatch
-    for point in (*range(0xD800), *range(0xE000, _KNOWN_POINTS)):  # surrogates are no text
-        character = chr(point)
-        if character.isalnum():
-            kind[point] = _LETTER
-        elif character.isspace():
-            kind[point] = _SPACE
-        elif unicodedata.category(character)[0] == "M" and inside(f"a{character}"):
-            kind[point] = _MARK
-        if (lower := character.casefold()) != character:
-            folded[point] = ord(fold(character)[0])
-            special[point] |= len(lower) > 1
-        if unicodedata.combining(character) or not unicodedata.is_normalized("NFC", character):
-            special[point] = True
-        parts = unicodedata.decomposition(character).split()
-        if len(parts) == 2 and not parts[0].startswith("<"):
-            special[int(parts[1], 16)] = True
-    kind[ord("-")], kind[ord("'")], kind[ord("\n")] = _HYPHEN, _APOSTROPHE, _OTHER
-    for sign in "_’":
-        folded[ord(sign)] = ord(fold(sign))
-    return Alphabet(folded, kind[folded], special | special[folded])
 
 
 @compiled
@@ -157,13 +95,13 @@ def _copy_word(
             break
         point, length = _decode(text, place)
         found = kind[point]
-        if found in (_LETTER, _MARK):
+        if found in (LETTER, MARK):
             continue
         # An apostrophe belongs to the word if a letter follows it.
-        if found != _APOSTROPHE or place + length >= len(text):
+        if found != APOSTROPHE or place + length >= len(text):
             break
         following, following_length = _decode(text, place + length)
-        if kind[following] != _LETTER:
+        if kind[following] != LETTER:
             break
         letters[end] = 39
         mix = (mix ^ np.uint64(39)) * _HASH_STEP
@@ -203,12 +141,12 @@ def _read(
     tokens[placed] = BREAK
     placed += 1
     broken = True
-    before = _OTHER
+    before = OTHER
     place = 0
     while place < len(text):
         point, length = _decode(text, place)
         found = kind[point]
-        if found == _LETTER:
+        if found == LETTER:
             begin = ends[words]
             place, end, mix = _copy_word(text, place, folded, kind, letters, begin)
             word, slot = _find(mix, begin, end, words, slots, hashes, ends, letters)
@@ -222,13 +160,13 @@ def _read(
                 placed += 1
             tokens[placed] = word
             placed += 1
-            broken, before = False, _LETTER
+            broken, before = False, LETTER
             continue
         # A hyphen joins words as a space does, unless it stands free as a dash: beside a space or another one.
-        if found == _SPACE:
-            broken |= before == _HYPHEN
-        elif found == _HYPHEN:
-            broken |= before in (_HYPHEN, _SPACE)
+        if found == SPACE:
+            broken |= before == HYPHEN
+        elif found == HYPHEN:
+            broken |= before in (HYPHEN, SPACE)
         else:
             broken = True
         # After a line's end a hyphen stands free too; the line's end has broken already.

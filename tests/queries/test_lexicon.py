@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.tokens import WORD, fold, tokens
-from queries import lexicon
+from queries.alphabet import alphabet, compiled
 from queries.lexicon import BREAK, Batch, Lexicon
 
 # The same in plain Python: words, and marks between them where bigrams end.
@@ -65,7 +65,7 @@ def test_the_compiled_tokeniser_is_the_plain_one(texts: list[str], partitions: i
 def test_every_code_point_alone_and_inside_a_word() -> None:
     points = [chr(p) for p in range(0x110000) if not 0xD800 <= p < 0xE000]
     # Texts of their own: a special one would send all its neighbours to the plain route.
-    special = lexicon.alphabet().special
+    special = alphabet().special
     plain = "".join(f"{c} a{c}b\n" for c in points if not special[ord(c)])
     assert spelt(read([plain])) == expected([plain])
     rest = [f"{c} a{c}b" for c in points if special[ord(c)]]
@@ -122,4 +122,4 @@ def test_a_read_only_install_compiles_without_a_cache(monkeypatch: pytest.Monkey
         return lambda function: function
 
     monkeypatch.setattr("numba.njit", refuse)
-    assert lexicon.compiled(len) is len
+    assert compiled(len) is len
