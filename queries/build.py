@@ -49,7 +49,7 @@ class _Counted:
 
     words: pa.Table
     rare_words: pa.Table
-    bigrams: pa.Table
+    bigrams: pa.Table  # best first
     views: pa.Table
     corpus_tokens: int = 0
     bigram_min_count: int | None = None
@@ -140,7 +140,11 @@ def _count(config: QueriesConfig, inputs: _Inputs, work: str, beam_options: Any,
     if second:
         with Progress("queries, bigrams and views", unit="tokens and titles", quiet=quiet):
             run_pipeline(functools.partial(_apply, second), beam_options)
-        counted.bigrams = passes.read_work(work, "bigrams", passes.BIGRAMS_TABLE)
+        counted.bigrams = merge.ranked_bigrams(
+            passes.read_work(work, "bigrams", passes.BIGRAMS_TABLE),
+            config.bigram_measure,
+            counted.corpus_tokens,
+        )
         counted.views = passes.read_work(work, "views", passes.VIEWS_TABLE)
     if inputs.pageviews:
         counts, lost = passes.read_reports(work, "pageviews")
@@ -238,14 +242,7 @@ def _make_list(config: QueriesConfig, inputs: _Inputs, counted: _Counted) -> Que
     return merge.build(
         words=merge.word_entries(counted.words),
         synsets=merge.synset_entries(terms, exact=exact),
-        bigrams=list(
-            merge.bigram_entries(
-                counted.bigrams,
-                config.size,
-                measure=config.bigram_measure,
-                corpus_tokens=counted.corpus_tokens,
-            )
-        ),
+        bigrams=list(merge.bigram_entries(counted.bigrams, config.size)),
         titles=list(merge.title_entries(counted.views, config.size, exact=exact)),
         config=config,
     )

@@ -102,24 +102,23 @@ def word_entries(counted: pa.Table) -> Iterator[Entry]:
         yield Entry("word", word, word, count=count)
 
 
-def bigram_entries(
-    scored: pa.Table, most: int, *, measure: str = "pmi", corpus_tokens: int = 0
-) -> Iterator[Entry]:
-    """Entries of the ``most`` best of a table of ``bigram``, ``count``, ``pmi``.
+def ranked_bigrams(scored: pa.Table, measure: str, corpus_tokens: int) -> pa.Table:
+    """A table of ``bigram``, ``count``, ``pmi``, best first; with ``npmi`` where that ranks.
 
     Args:
         scored: The table.
-        most: How many.
         measure: What ranks them, ``pmi`` or ``npmi``.
         corpus_tokens: All words of the corpus, which NPMI needs.
     """
-    ranked = scored
     if measure == "npmi":
         values = npmi(scored["pmi"].to_numpy(), scored["count"].to_numpy(), corpus_tokens)
-        ranked = scored.append_column("npmi", pa.array(values, pa.float64()))
-    best = ranked.sort_by([(measure, "descending"), ("count", "descending"), ("bigram", "ascending")])
-    columns = ("bigram", "count", "pmi", *(["npmi"] if measure == "npmi" else []))
-    for bigram, *numbers in _rows(best.slice(0, most), *columns):
+        scored = scored.append_column("npmi", pa.array(values, pa.float64()))
+    return scored.sort_by([(measure, "descending"), ("count", "descending"), ("bigram", "ascending")])
+
+
+def bigram_entries(ranked: pa.Table, most: int) -> Iterator[Entry]:
+    """Entries of the ``most`` best of :func:`ranked_bigrams`."""
+    for bigram, *numbers in _rows(ranked.slice(0, most), *ranked.column_names):
         yield Entry("bigram", bigram, bigram, *numbers)
 
 

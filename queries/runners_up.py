@@ -7,7 +7,8 @@
                                                           dump does not have
 
 Each holds its most frequent rows, at most ``RUNNERS_UP``; rows that tie with the first one left out are left out
-too. So a table is exact about itself: its footer's ``wit.least`` is a number from which on nothing is missing.
+too. So a table is exact about itself: its footer's ``wit.least`` is a number from which on nothing is missing. As
+bigrams are not ranked by their number, the ``RUNNERS_UP`` best of those below the cut are there besides.
 """
 
 from __future__ import annotations
@@ -105,25 +106,57 @@ def write_part(
     _write(path, [table], contract, by=by, most=_share(parts), least=least)
 
 
-def collect(files: Sequence[str], more: pa.Table, path: str, contract: Contract, *, by: str) -> None:
-    """Joins partitions' runners-up and those that the cut left out into one side table."""
+def collect(
+    files: Sequence[str],
+    more: pa.Table,
+    path: str,
+    contract: Contract,
+    *,
+    by: str,
+    ranked: pa.Table | None = None,
+) -> None:
+    """Joins partitions' runners-up and those that the cut left out into one side table.
+
+    Args:
+        files: What :func:`write_part` wrote.
+        more: Further rows.
+        path: The side table.
+        contract: What they are.
+        by: Column of the numbers.
+        ranked: Further rows, best first: the first ``RUNNERS_UP`` are there whatever their number.
+    """
     least = max((least_of(f) for f in files), default=0)
-    given = [tables.read_files(files)] if files else []
-    _write(path, [*given, contract.conform(more)], contract, by=by, most=RUNNERS_UP, least=least)
+    given = [tables.read_files([f]) for f in files]
+    best = contract.empty() if ranked is None else ranked.slice(0, RUNNERS_UP)
+    rest = contract.empty() if ranked is None else ranked.slice(RUNNERS_UP)
+    _write(path, [*given, more, rest], contract, by=by, most=RUNNERS_UP, least=least, best=best)
 
 
 def _write(
-    path: str, several: Sequence[pa.Table], contract: Contract, *, by: str, most: int, least: int
+    path: str,
+    several: Sequence[pa.Table],
+    contract: Contract,
+    *,
+    by: str,
+    most: int,
+    least: int,
+    best: pa.Table | None = None,
 ) -> None:
     names = contract.schema.names
-    table = pa.concat_tables([t.select(names).replace_schema_metadata(None) for t in several])
-    if least:
-        table = table.filter(pc.greater_equal(table[by], least))
+
+    def joined(some: Sequence[pa.Table]) -> pa.Table:
+        return pa.concat_tables(
+            [contract.conform(t.select(names)).replace_schema_metadata(None) for t in some]
+        )
+
+    table = joined(several)
+    table = table.filter(pc.greater_equal(table[by], least))
     least = max(least, least_kept(table[by].to_numpy(), most))
     table = table.filter(pc.greater_equal(table[by], least))
+    if best is not None:
+        table = joined([table, best])
     table = table.sort_by([(by, "descending"), (names[0], "ascending")])
-    marked = table.replace_schema_metadata({LEAST_KEY: str(least).encode()})
-    tables.write_table(path, marked, contract)
+    tables.write_table(path, table.replace_schema_metadata({LEAST_KEY: str(least).encode()}), contract)
 
 
 def least_of(path: str) -> int:

@@ -72,7 +72,7 @@ def test_a_bigram_that_its_title_brings_in_does_not_lower_the_bigrams_cut() -> N
     scored = pa.table({"bigram": ["good pair", "weak pair"], "count": [9, 9], "pmi": [9.0, 1.0]})
     titles = pa.table({"title": ["Weak pair"], "views": [70]})
     made = merge.build(
-        words=[], synsets=[], bigrams=list(merge.bigram_entries(scored, 2)),
+        words=[], synsets=[], bigrams=list(merge.bigram_entries(merge.ranked_bigrams(scored, "pmi", 0), 2)),
         titles=list(merge.title_entries(titles, 2)), config=QueriesConfig(size=2, bigram_share=0.5),
     )  # fmt: skip
     assert made.table.select(["query", "sources", "pmi"]).to_pylist() == [

@@ -42,7 +42,7 @@ def make(
     return merge.build(
         words=merge.word_entries(counted),
         synsets=merge.synset_entries(synsets or []),
-        bigrams=list(merge.bigram_entries(scored, size)),
+        bigrams=list(merge.bigram_entries(merge.ranked_bigrams(scored, "pmi", 0), size)),
         titles=list(merge.title_entries(views, size)),
         config=QueriesConfig(size=size, bigram_share=share),
     )
@@ -135,9 +135,9 @@ def test_ties_are_broken_by_count_then_text() -> None:
 def test_npmi_ranks_and_cuts() -> None:
     scored = pa.table({"bigram": ["rare pair", "common pair"], "count": [3, 300], "pmi": [12.0, 11.0]})
     n = 1_000_000
-    by_pmi = list(merge.bigram_entries(scored, 2))
+    by_pmi = list(merge.bigram_entries(merge.ranked_bigrams(scored, "pmi", n), 2))
     assert [(e.text, e.npmi) for e in by_pmi] == [("rare pair", None), ("common pair", None)]
-    by_npmi = list(merge.bigram_entries(scored, 2, measure="npmi", corpus_tokens=n))
+    by_npmi = list(merge.bigram_entries(merge.ranked_bigrams(scored, "npmi", n), 2))
     assert [e.text for e in by_npmi] == ["common pair", "rare pair"]
     assert by_npmi[0].npmi == pytest.approx(11 / math.log2(n / 300))
     config = QueriesConfig(size=1, bigram_share=1.0)

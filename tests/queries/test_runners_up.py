@@ -56,6 +56,24 @@ def test_a_side_table_knows_from_where_on_it_lacks_nothing(
     assert (read(out), runners_up.least_of(str(out))) == ({"g": 7}, 0)
 
 
+def test_the_best_below_the_cut_stay_whatever_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runners_up, "RUNNERS_UP", 2)
+
+    def pairs(*found: tuple[str, int, float]) -> pa.Table:
+        return pa.table([list(c) for c in zip(*found, strict=True)], schema=runners_up.BIGRAMS.schema)
+
+    rare, out = str(tmp_path / "rare_bigrams-0.parquet"), str(tmp_path / "bigrams.parquet")
+    common = pairs(("of the", 90, 1.0), ("in the", 80, 1.0), ("by the", 70, 1.0))
+    runners_up.write_part(rare, common, runners_up.BIGRAMS, by="count", parts=1)
+    cut = pairs(("hot dog", 3, 9.0), ("red fox", 4, 8.0), ("old dog", 85, 7.0), ("big dog", 5, 6.0))
+    runners_up.collect([rare], runners_up.BIGRAMS.empty(), out, runners_up.BIGRAMS, by="count", ranked=cut)
+    left = tables.read_files([out])["bigram"].to_pylist()
+    assert left == ["of the", "old dog", "red fox", "hot dog"]
+    assert runners_up.least_of(out) == 81
+
+
 def test_what_a_partition_may_hand_over() -> None:
     numbers = np.array([5, 1, 9, 3])
     least, places = runners_up.most_frequent(numbers, np.array([0, 1, 3]), parts=1)
