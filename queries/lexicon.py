@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipeline.core.alphabet import APOSTROPHE, HYPHEN, LETTER, MARK, OTHER, SPACE, alphabet, compiled
 from pipeline.core.tokens import fold
-from queries.alphabet import APOSTROPHE, HYPHEN, LETTER, MARK, OTHER, SPACE, alphabet, compiled
 
 BREAK = -1
 """Stands among the tokens where no bigram crosses: punctuation, the end of a line or of a text."""

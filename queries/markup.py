@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from queries.alphabet import compiled
+from pipeline.core.alphabet import compiled
 
 # Links nest only in file captions, and captions hold no captions: few rounds are enough for what people write.
 _LINK_ROUNDS = 5
@@ -31,7 +31,7 @@ def scrub(
 
     Args:
         text: uint32[n], code points; overwritten.
-        word: bool[0x110000], see :class:`queries.alphabet.Alphabet`, as ``space`` and ``folded``.
+        word: bool[0x110000], see :class:`pipeline.core.alphabet.Alphabet`, as ``space`` and ``folded``.
         space: bool[0x110000].
         folded: uint32[0x110000].
         hidden: Names of elements whose content is no text, uint32[names, longest + 1], folded, filled with zeros.

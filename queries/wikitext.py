@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from queries.alphabet import alphabet
+from pipeline.core.alphabet import alphabet
 from queries.markup import scrub
 
 FILE_NAMES = ("File", "Image", "Category")

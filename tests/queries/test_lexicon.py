@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.core.alphabet import alphabet, compiled
 from pipeline.core.tokens import WORD, fold, tokens
-from queries.alphabet import alphabet, compiled
 from queries.lexicon import BREAK, Batch, Lexicon
 
 # The same in plain Python: words, and marks between them where bigrams end.
