@@ -44,7 +44,7 @@ serves it on loopback and runs every stage on it.
 |---|---|
 | `pictures/` | `{designer}.zip` with `{hexcode}.webp`, 96 × 96, transparent; `concepts.tsv` names them |
 | `web/{site}/` | HTML pages, `robots.txt`, `sitemap.txt` (the pages for a crawler), `_headers`, `files.zip` |
-| `eval/` | class names and prompts for zero-shot classification of `pictures/noto.zip` |
+| `eval/` | class names and prompts for zero-shot classification of `pictures/noto.zip`; what of it is left out |
 | `text/` | the Wikipedia cut and page views made for it (`text/SOURCE.md`) |
 | `truth/` | what was planted where. **Only checks may read it.** |
 
@@ -54,8 +54,8 @@ lines of path prefix, header name and value, divided by tabs: headers that the s
 
 ## What was planted
 - About 5% of Noto's drawings stand on pages after all, altered as reposts are (`truth/leaks.tsv`).
-- Nobody planted them, but some drawings are alike by nature: two designers' plain circles, or two of Noto's
-  clock faces, one of which leaked. `truth/lookalikes.tsv` lists them, so that a check can leave them aside.
+- Nobody planted them, but some drawings are alike by nature, as two designers' plain orange squares. Nobody could
+  say whether one is a copy of the other, so the evaluation set goes without them (`eval/left-out.tsv`).
 - About a quarter of the img tags say nothing useful: decorative or empty alts, file names, camera settings,
   one caption repeated over and over, other languages (`truth/tags.tsv` counts them).
 - Missing pictures, addresses that a careful fetcher refuses, half and empty and disguised files, and a
@@ -97,7 +97,7 @@ def table(out: Path) -> list[tuple[str, str, str]]:
     rows = [(f"pictures/{d}.zip", package(d), spdx[d]) for d in DESIGNERS]
     rows.append(("pictures/concepts.tsv", names, "MIT and Unicode-3.0"))
     rows.append(("eval/classnames.tsv", names, "MIT and Unicode-3.0"))
-    rows.append(("eval/prompts.txt", own, "Apache-2.0"))
+    rows.extend((f"eval/{name}", own, "Apache-2.0") for name in ("left-out.tsv", "prompts.txt"))
     for site in WEB_DESIGNERS:
         both = f"{package(site)}; leaks: {package('noto')}"
         rows.append((f"web/{site}/files.zip", both, f"{spdx[site]}; leaks: Apache-2.0"))

@@ -377,7 +377,7 @@ def make_web(packages: Packages, out: Path, concepts: list[Concept]) -> None:
 def write_truth(
     out: Path, sites: list[Site], leaks: list[Leak], pictures: Mapping[str, Mapping[str, bytes]]
 ) -> None:
-    """truth/: what was planted, for checks alone."""
+    """truth/: what was planted, for checks alone; eval/left-out.tsv: what cannot be told from a copy."""
     truth = out / "truth"
     write_tsv(
         truth / "leaks.tsv",
@@ -385,7 +385,7 @@ def write_truth(
         sorted((f"{k.concept.hexcode}/{k.concept.hexcode}.webp", k.site, k.path, k.edits) for k in leaks),
     )
     leaked = {leak.concept.hexcode for leak in leaks}
-    write_tsv(truth / "lookalikes.tsv", LOOKALIKE_COLUMNS, find_lookalikes(pictures, leaked))
+    write_tsv(out / "eval" / "left-out.tsv", LOOKALIKE_COLUMNS, find_lookalikes(pictures, leaked))
     rows = [row for site in sites for row in site.trouble()]
     write_tsv(truth / "broken.tsv", ("site", "page", "url", "reason"), sorted(set(rows)))
     kept = [(site.name, f.path, f.what, "yes" if f.usable else "no") for site in sites for f in site.files]

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.core import paths, tables
 from pipeline.core.contracts import EMBEDDINGS, NEIGHBOURS
-from pipeline.demo.world import EVALUATION, leaks, lookalikes
+from pipeline.demo.world import EVALUATION, leaks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,20 +22,16 @@ class LeakCheck:
         leaked: Of these, how many reached the training shards; the filters stop some.
         found: Of the leaked, how many the audit reports.
         reported: Evaluation pictures that the audit reports as overlap.
-        lookalikes: Reported pictures that another designer drew alike by nature; false alarms all the same.
         recall: found / leaked.
         precision: found / reported.
-        precision_without_lookalikes: found / (reported - lookalikes).
     """
 
     planted: int
     leaked: int
     found: int
     reported: int
-    lookalikes: int
     recall: float
     precision: float
-    precision_without_lookalikes: float
 
 
 NAME = "leak-check.json"
@@ -50,16 +46,13 @@ def check_leaks(out: str, world: Path, *, port: int) -> None:
     leaked = {leak.eval_id for leak in planted if leak.url in trained_on}
     reported = _reported(out)
     found = reported & leaked
-    alike = (reported & lookalikes(world)) - leaked
     result = LeakCheck(
         planted=len(planted),
         leaked=len(leaked),
         found=len(found),
         reported=len(reported),
-        lookalikes=len(alike),
         recall=_share(len(found), len(leaked)),
         precision=_share(len(found), len(reported)),
-        precision_without_lookalikes=_share(len(found), len(reported - alike)),
     )
     text = json.dumps(asdict(result), indent=2, sort_keys=True) + "\n"
     paths.write_bytes(paths.join(out, NAME), text.encode())

@@ -62,7 +62,8 @@ def archive(path: Path) -> dict[str, bytes]:
 def unpack_evaluation(world: Path, folder: str, *, every: int) -> int:
     """Lays the evaluation pictures out as an ImageFolder (``{hexcode}/{hexcode}.webp``); returns how many.
 
-    The folder appears under its name only when it is complete.
+    Pictures that another designer drew nearly alike are left out: whether they leaked has no answer. The folder
+    appears under its name only when it is complete.
 
     Args:
         world: The world's folder.
@@ -77,6 +78,8 @@ def unpack_evaluation(world: Path, folder: str, *, every: int) -> int:
         shutil.rmtree(partial, ignore_errors=True)
         pictures = archive(world / "pictures" / f"{EVALUATION}.zip")
         wanted = [name for name in sorted(pictures) if name.endswith(".webp")][::every]
+        left_out = {row["eval_id"] for row in _rows(world / "eval" / "left-out.tsv")}
+        wanted = [name for name in wanted if f"{name.removesuffix('.webp')}/{name}" not in left_out]
         for name in wanted:
             stem = name.removesuffix(".webp")
             (partial / stem).mkdir(parents=True)
@@ -89,15 +92,10 @@ def leaks(world: Path, *, port: int) -> list[Leak]:
     """The planted leaks of the truth file; only the check of a finished run reads them."""
     return [
         Leak(row["eval_id"], f"http://127.0.0.1:{port + SITES.index(row['site'])}/{row['path'].lstrip('/')}")
-        for row in _truth(world, "leaks.tsv")
+        for row in _rows(world / "truth" / "leaks.tsv")
     ]
 
 
-def lookalikes(world: Path) -> set[str]:
-    """Evaluation pictures that resemble a site's picture by nature, planted or not."""
-    return {row["eval_id"] for row in _truth(world, "lookalikes.tsv")}
-
-
-def _truth(world: Path, name: str) -> list[dict[str, str]]:
-    with open(world / "truth" / name, encoding="utf-8", newline="") as file:
+def _rows(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))

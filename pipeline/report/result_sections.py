@@ -69,9 +69,7 @@ def _truth(run: Run) -> str:
         return (
             f"<p>Held against the known truth: <b>{values['found']:,} of the {values['leaked']:,}</b> leaks in the "
             f"training set found ({charts.percent(values['recall'])}); {values['planted']:,} were planted, the filters "
-            f"stopped the rest. Precision {charts.percent(values['precision'])}, or "
-            f"{charts.percent(values['precision_without_lookalikes'])} when {values['lookalikes']:,} that "
-            f"were drawn alike by nature are left aside.</p>"
+            f"stopped the rest. Precision {charts.percent(values['precision'])}.</p>"
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError("not a check of leaks", where="leak-check.json") from error

@@ -131,14 +131,11 @@ def test_a_damaged_part_spoils_only_its_own_section(run_folder: Path, tmp_path: 
 
 def test_the_check_against_the_truth_is_told(run_folder: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(run_folder, tmp_path / "run"))
-    check = {
-        "planted": 42, "leaked": 40, "found": 38, "reported": 40, "lookalikes": 1, "recall": 0.95,
-        "precision": 0.95, "precision_without_lookalikes": 0.974,
-    }  # fmt: skip
+    check = {"planted": 42, "leaked": 40, "found": 38, "reported": 40, "recall": 0.95, "precision": 0.95}
     (run / "leak-check.json").write_text(json.dumps(check))
     page = Path(write_report(str(run))).read_text("utf-8")
     assert "<b>38 of the 40</b> leaks in the training set found (95%); 42 were planted" in page
-    assert "Precision 95%, or 97.4% when 1 that" in page
+    assert "Precision 95%." in page
 
 
 def test_the_card_describes_the_shards(run_folder: Path) -> None:

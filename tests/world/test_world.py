@@ -219,6 +219,14 @@ def test_leaks_exist_and_are_altered_copies_placed_on_open_pages() -> None:
         assert not all(closed(row["site"], page) for page in pages)
 
 
+def test_what_is_left_out_is_alike_and_never_planted() -> None:
+    left_out = rows("eval/left-out.tsv")
+    assert 20 <= len({row["eval_id"] for row in left_out}) <= 0.05 * len(archive("pictures/noto.zip"))
+    assert not {row["eval_id"] for row in left_out} & {row["eval_id"] for row in rows("truth/leaks.tsv")}
+    assert all(row["like"].partition("/")[2] == row["eval_id"].partition("/")[0] for row in left_out)
+    assert all(0 < float(row["distance"]) <= 0.08 for row in left_out)
+
+
 def test_no_picture_of_the_evaluation_set_stands_elsewhere_unaltered() -> None:
     originals = {hashlib.sha256(body).digest() for body in archive("pictures/noto.zip").values()}
     for name in [f"pictures/{site}.zip" for site in SITES] + [f"web/{site}/files.zip" for site in SITES]:
