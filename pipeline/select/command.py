@@ -9,9 +9,14 @@ from pipeline.select.config import SelectConfig
 
 
 def _arguments(made: argparse.ArgumentParser) -> None:
+    selection_arguments(made)
+    made.add_argument("--cap", type=int, metavar="N", help="most pairs per query (default: 20000)")
+
+
+def selection_arguments(made: argparse.ArgumentParser) -> None:
+    """All flags of the selection but the cap: `wit plan` takes several caps."""
     made.add_argument("--candidates", metavar="DIR", help="folder of `wit candidates`")
     made.add_argument("--queries", metavar="DIR", help="folder of `wit queries`")
-    made.add_argument("--cap", type=int, metavar="N", help="most pairs per query (default: 20000)")
     made.add_argument("--mode", choices=("cap", "sample"), help="hard cap (default) or MetaCLIP's sampling")
     made.add_argument(
         "--matching",
