@@ -8,8 +8,9 @@ propose to their queries from the rarest on; a query keeps the first ``cap`` pro
 others, who propose to their next query, until nobody is left who can. (This is deferred acceptance, Gale and
 Shapley 1962. Since all queries rank alike it has one stable outcome: the same as letting the pairs choose one
 after another by rank, each the rarest of its queries that is not full.) Hence a pair is lost only if all its
-queries are full, with pairs of lower rank. The paper's sentence, "including up to 20,000 (image, text) pairs per
-query", read strictly.
+queries are full, with pairs of lower rank, and a larger cap only adds pairs: with more room nobody does worse. A pair
+that is lost leaves no trace in the others, so the pairs kept under one cap and the full counts decide every smaller
+cap. The paper's sentence, "including up to 20,000 (image, text) pairs per query", read strictly.
 
 ``sample``: a pair is kept if for any of its queries u(pair, query) < cap / matched(query), where u is uniform by
 keyed hash. So P = 1 - Π(1 - min(1, cap / matched)), as in MetaCLIP, the expected number of *draws* per query is at
@@ -73,13 +74,42 @@ def rank_of(pair_hashes: np.ndarray, ties: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _rarest_first(
-    indptr: np.ndarray, query_ids: np.ndarray, matched: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs' queries from the rarest on (equally rare: by id), and the pair of each entry."""
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """Which queries each pair may count for, in the order in which it asks them: all that no cap can change.
+
+    Attributes:
+        indptr: int64[n + 1]; pair i asks ``query_ids[indptr[i]:indptr[i + 1]]``.
+        query_ids: int32[m], of each pair from the rarest on (equally rare: by id).
+        matched: int64[q], pairs that contain each query.
+    """
+
+    indptr: np.ndarray
+    query_ids: np.ndarray
+    matched: np.ndarray
+
+    @property
+    def owner(self) -> np.ndarray:
+        """int64[m]: the pair that each entry belongs to."""
+        return np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))
+
+
+def rarest_first(
+    indptr: np.ndarray, query_ids: np.ndarray, *, queries: int, matched: np.ndarray | None = None
+) -> Wishes:
+    """The pairs' queries in the order in which they are asked.
+
+    Args:
+        indptr: int64[n + 1]; pair i contains ``query_ids[indptr[i]:indptr[i + 1]]``, without repeats.
+        query_ids: int32[m].
+        queries: Number of queries q; ids lie in [0, q).
+        matched: int64[q], where these pairs are only some of those that were counted.
+    """
+    if matched is None:
+        matched = np.bincount(query_ids, minlength=queries).astype(np.int64)
     owner = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     order = np.lexsort((query_ids, matched[query_ids], owner))
-    return query_ids[order], owner
+    return Wishes(indptr, query_ids[order], matched)
 
 
 def balance_cap(
@@ -94,8 +124,19 @@ def balance_cap(
         queries: Number of queries q; ids lie in [0, q).
         cap: Most pairs per query.
     """
-    matched = np.bincount(query_ids, minlength=queries).astype(np.int64)
-    wishes, _ = _rarest_first(indptr, query_ids, matched)
+    return choose_cap(rarest_first(indptr, query_ids, queries=queries), rank, cap=cap)
+
+
+def choose_cap(asked_for: Wishes, rank: np.ndarray, *, cap: int) -> Balanced:
+    """:func:`balance_cap` of pairs whose wishes are known; the larger the cap, the more pairs, and none is lost.
+
+    Args:
+        asked_for: Of :func:`rarest_first`.
+        rank: int64[n], a permutation: lower is kept first.
+        cap: Most pairs per query.
+    """
+    indptr, wishes, matched = asked_for.indptr, asked_for.query_ids, asked_for.matched
+    queries = len(matched)
     by_rank = np.argsort(rank, kind="stable")
     at, end = indptr[:-1][by_rank].copy(), indptr[1:][by_rank]
     # Everything below is in the order of rank, so that a stable sort by query leaves proposers in rank order.
@@ -136,10 +177,20 @@ def balance_sample(
         queries: Number of queries.
         cap: MetaCLIP's t.
     """
-    matched = np.bincount(query_ids, minlength=queries).astype(np.int64)
-    wishes, owner = _rarest_first(indptr, query_ids, matched)
+    return choose_sample(rarest_first(indptr, query_ids, queries=queries), pair_hashes, cap=cap)
+
+
+def choose_sample(asked_for: Wishes, pair_hashes: np.ndarray, *, cap: int) -> Balanced:
+    """:func:`balance_sample` of pairs whose wishes are known.
+
+    Args:
+        asked_for: Of :func:`rarest_first`.
+        pair_hashes: uint64[n], of :func:`pair_hash`.
+        cap: MetaCLIP's t.
+    """
+    wishes, owner, matched = asked_for.query_ids, asked_for.owner, asked_for.matched
     won = np.flatnonzero(draw(pair_hashes[owner], wishes) * matched[wishes] < cap)
-    outcome = np.full(len(indptr) - 1, NOT_KEPT, dtype=np.int32)
+    outcome = np.full(len(pair_hashes), NOT_KEPT, dtype=np.int32)
     # The rarest comes first, so it is written last.
     outcome[owner[won[::-1]]] = wishes[won[::-1]]
     return _balanced(outcome, matched, matched > cap)

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.select.balance import Balanced, balance_cap, balance_sample, draw, pair_hash, rank_of
+from pipeline.select.balance import (
+    Balanced,
+    balance_cap,
+    balance_sample,
+    choose_cap,
+    choose_sample,
+    draw,
+    pair_hash,
+    rank_of,
+    rarest_first,
+)
 
 QUERIES = 6
 Pairs = list[list[int]]
@@ -60,6 +70,45 @@ def test_cap(pairs: Pairs, cap: int, seed: int) -> None:
             assert found.selected[better] == cap
             assert found.capped[better]
             assert rank[found.query_id == better].max() < rank[pair]
+
+
+@settings(max_examples=300)
+@given(PAIRS, st.integers(1, 5), st.integers(0, 5), st.integers(0, 5))
+def test_a_larger_cap_only_adds_pairs(pairs: Pairs, cap: int, more: int, seed: int) -> None:
+    rank = rank_of(hashes(len(pairs), seed), np.arange(len(pairs), dtype=np.uint64))
+    small, large = cap_of(pairs, cap, rank), cap_of(pairs, cap + more, rank)
+    assert set(np.flatnonzero(small.query_id >= 0)) <= set(np.flatnonzero(large.query_id >= 0))
+    # With more room a pair that is kept counts for a query at least as rare.
+    for query, before in zip(large.query_id, small.query_id, strict=True):
+        if before >= 0:
+            assert (large.matched[query], query) <= (large.matched[before], before)
+
+
+@settings(max_examples=300)
+@given(PAIRS, st.integers(1, 5), st.integers(0, 5), st.integers(0, 5))
+def test_the_pairs_of_a_cap_decide_every_smaller_one(pairs: Pairs, cap: int, more: int, seed: int) -> None:
+    keys = hashes(len(pairs), seed)
+    rank = rank_of(keys, np.arange(len(pairs), dtype=np.uint64))
+    for mode, whole, small in (
+        ("cap", cap_of(pairs, cap + more, rank), cap_of(pairs, cap, rank)),
+        (
+            "sample",
+            balance_sample(*packed(pairs), keys, queries=QUERIES, cap=cap + more),
+            balance_sample(*packed(pairs), keys, queries=QUERIES, cap=cap),
+        ),
+    ):
+        kept = np.flatnonzero(whole.query_id >= 0)
+        wishes = rarest_first(*packed([pairs[i] for i in kept]), queries=QUERIES, matched=whole.matched)
+        ties = kept.astype(np.uint64)
+        again = (
+            choose_cap(wishes, rank_of(keys[kept], ties), cap=cap)
+            if mode == "cap"
+            else choose_sample(wishes, keys[kept], cap=cap)
+        )
+        assert again.query_id.tolist() == small.query_id[kept].tolist()
+        assert again.selected.tolist() == small.selected.tolist()
+        if more:
+            assert again.capped.tolist() == small.capped.tolist()
 
 
 @given(PAIRS, st.integers(1, 6), st.randoms(use_true_random=False))
