@@ -14,7 +14,18 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core.alphabet import APOSTROPHE, HYPHEN, LETTER, MARK, OTHER, SPACE, alphabet, compiled
+from pipeline.core.alphabet import (
+    APOSTROPHE,
+    HYPHEN,
+    LETTER,
+    MARK,
+    OTHER,
+    SPACE,
+    alphabet,
+    compiled,
+    decode,
+    encode,
+)
 from pipeline.core.tokens import fold
 
 BREAK = -1
@@ -26,52 +37,13 @@ _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 @compiled
-def _decode(text: np.ndarray, place: int) -> tuple[np.uint32, int]:
-    """A code point of UTF-8 and how many bytes it has."""
-    first = np.uint32(text[place])
-    if first < 0x80:
-        return first, 1
-    second = np.uint32(text[place + 1]) & np.uint32(0x3F)
-    if first < 0xE0:
-        return ((first & np.uint32(0x1F)) << np.uint32(6)) | second, 2
-    third = np.uint32(text[place + 2]) & np.uint32(0x3F)
-    if first < 0xF0:
-        return ((first & np.uint32(0x0F)) << np.uint32(12)) | (second << np.uint32(6)) | third, 3
-    fourth = np.uint32(text[place + 3]) & np.uint32(0x3F)
-    high = ((first & np.uint32(0x07)) << np.uint32(18)) | (second << np.uint32(12))
-    return high | (third << np.uint32(6)) | fourth, 4
-
-
-@compiled
-def _encode(point: np.uint32, into: np.ndarray, place: int) -> int:
-    """Writes a code point as UTF-8 and returns where it ends."""
-    if point < 0x80:
-        into[place] = point
-        return place + 1
-    if point < 0x800:
-        into[place] = 0xC0 | (point >> 6)
-        into[place + 1] = 0x80 | (point & 0x3F)
-        return place + 2
-    if point < 0x10000:
-        into[place] = 0xE0 | (point >> 12)
-        into[place + 1] = 0x80 | ((point >> 6) & 0x3F)
-        into[place + 2] = 0x80 | (point & 0x3F)
-        return place + 3
-    into[place] = 0xF0 | (point >> 18)
-    into[place + 1] = 0x80 | ((point >> 12) & 0x3F)
-    into[place + 2] = 0x80 | ((point >> 6) & 0x3F)
-    into[place + 3] = 0x80 | (point & 0x3F)
-    return place + 4
-
-
-@compiled
 def _has_special(text: np.ndarray, special: np.ndarray) -> bool:
     place = 0
     while place < len(text):
         if text[place] < 0x80:
             place += 1
             continue
-        point, length = _decode(text, place)
+        point, length = decode(text, place)
         if special[point]:
             return True
         place += length
@@ -84,23 +56,23 @@ def _copy_word(
 ) -> tuple[int, int, np.uint64]:
     """Appends the folded word that begins at a place; returns the place behind it, its new end and its hash."""
     mix = _HASH_START
-    point, length = _decode(text, place)
+    point, length = decode(text, place)
     while True:
         start = end
-        end = _encode(folded[point], letters, end)
+        end = encode(folded[point], letters, end)
         for i in range(start, end):
             mix = (mix ^ np.uint64(letters[i])) * _HASH_STEP
         place += length
         if place >= len(text):
             break
-        point, length = _decode(text, place)
+        point, length = decode(text, place)
         found = kind[point]
         if found in (LETTER, MARK):
             continue
         # An apostrophe belongs to the word if a letter follows it.
         if found != APOSTROPHE or place + length >= len(text):
             break
-        following, following_length = _decode(text, place + length)
+        following, following_length = decode(text, place + length)
         if kind[following] != LETTER:
             break
         letters[end] = 39
@@ -144,7 +116,7 @@ def _read(
     before = OTHER
     place = 0
     while place < len(text):
-        point, length = _decode(text, place)
+        point, length = decode(text, place)
         found = kind[point]
         if found == LETTER:
             begin = ends[words]

@@ -84,3 +84,42 @@ def alphabet() -> Alphabet:
     for sign in "_’":
         folded[ord(sign)] = ord(fold(sign))
     return Alphabet(folded, kind[folded], special | special[folded], word, space)
+
+
+@compiled
+def decode(text: np.ndarray, place: int) -> tuple[np.uint32, int]:
+    """A code point of UTF-8 and how many bytes it has."""
+    first = np.uint32(text[place])
+    if first < 0x80:
+        return first, 1
+    second = np.uint32(text[place + 1]) & np.uint32(0x3F)
+    if first < 0xE0:
+        return ((first & np.uint32(0x1F)) << np.uint32(6)) | second, 2
+    third = np.uint32(text[place + 2]) & np.uint32(0x3F)
+    if first < 0xF0:
+        return ((first & np.uint32(0x0F)) << np.uint32(12)) | (second << np.uint32(6)) | third, 3
+    fourth = np.uint32(text[place + 3]) & np.uint32(0x3F)
+    high = ((first & np.uint32(0x07)) << np.uint32(18)) | (second << np.uint32(12))
+    return high | (third << np.uint32(6)) | fourth, 4
+
+
+@compiled
+def encode(point: np.uint32, into: np.ndarray, place: int) -> int:
+    """Writes a code point as UTF-8 and returns where it ends."""
+    if point < 0x80:
+        into[place] = point
+        return place + 1
+    if point < 0x800:
+        into[place] = 0xC0 | (point >> 6)
+        into[place + 1] = 0x80 | (point & 0x3F)
+        return place + 2
+    if point < 0x10000:
+        into[place] = 0xE0 | (point >> 12)
+        into[place + 1] = 0x80 | ((point >> 6) & 0x3F)
+        into[place + 2] = 0x80 | (point & 0x3F)
+        return place + 3
+    into[place] = 0xF0 | (point >> 18)
+    into[place + 1] = 0x80 | ((point >> 12) & 0x3F)
+    into[place + 2] = 0x80 | ((point >> 6) & 0x3F)
+    into[place + 3] = 0x80 | (point & 0x3F)
+    return place + 4
