@@ -18,6 +18,10 @@ def _arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--url-column", metavar="NAME", help="the table's URL column (default: url)")
     made.add_argument("--text-column", metavar="NAME", help="the table's text column (default: text)")
     made.add_argument(
+        "--layout", choices=("laion", "datacomp", "coyo", "img2dataset", "cc3m", "cc12m", "yfcc100m"),
+        help="tables of a well-known dataset, in place of the names of their columns",
+    )  # fmt: skip
+    made.add_argument(
         "--opted-out", choices=("drop", "keep"),
         help="pages that opt out (noai, noindex, tdm-reservation, …): drop their pairs (default) or keep them marked",
     )  # fmt: skip

@@ -22,6 +22,8 @@ class CandidatesConfig:
         base_url: URL under which a folder of saved pages was served; a page's URL is this plus its path.
         url_column: Column of a table that holds the image's URL.
         text_column: Column of a table that holds the text.
+        layout: A well-known dataset whose tables are read, in place of naming columns
+            (:mod:`pipeline.candidates.layouts`).
         opted_out: Whether pairs of pages that opt out of indexing or text and data mining are dropped or kept
             with their marks in ``rights``.
         max_page_bytes: A page larger than this, after HTTP decoding, is dropped.
@@ -35,6 +37,7 @@ class CandidatesConfig:
     base_url: str | None = None
     url_column: str = "url"
     text_column: str = "text"
+    layout: Literal["laion", "datacomp", "coyo", "img2dataset", "cc3m", "cc12m", "yfcc100m"] | None = None
     opted_out: Literal["drop", "keep"] = "drop"
     max_page_bytes: int = 10_000_000
     max_text_chars: int = 10_000
@@ -49,6 +52,10 @@ class CandidatesConfig:
                 raise ValueError(f"base_url={self.base_url!r} is for saved pages: use it with html")
             if not self.base_url.startswith(("http://", "https://")):
                 raise ValueError(f"base_url={self.base_url!r} must start with http:// or https://")
+        if self.layout is not None and (self.url_column, self.text_column) != ("url", "text"):
+            raise ValueError(
+                f"layout={self.layout!r} names the columns: leave out url_column and text_column"
+            )
         if self.max_page_bytes < 1 or self.max_text_chars < 1:
             raise ValueError(
                 f"max_page_bytes={self.max_page_bytes} and max_text_chars={self.max_text_chars} must be positive"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.candidates.found import Lost, Pair, place
+from pipeline.candidates.layouts import Columns, Layout
 from pipeline.candidates.page import collapse
 from pipeline.candidates.urls import UrlError, absolute_url
 from pipeline.core import json_input, paths
@@ -56,7 +58,7 @@ def kind_of(path: str) -> str:
     raise InputError("not a table that we read", where=path, expected="Parquet, CSV, TSV or JSONL")
 
 
-def table_parts(path: str, origin: str, url_column: str, text_column: str) -> list[TablePart]:
+def table_parts(path: str, origin: str, layout: Layout) -> list[TablePart]:
     """The pieces of one table.
 
     Raises:
@@ -68,21 +70,26 @@ def table_parts(path: str, origin: str, url_column: str, text_column: str) -> li
     if kind != "parquet":
         with _open_text(path) as file:
             try:
-                header = next(_lines(file, kind), None)
+                first = next(_lines(file, kind), None)
             except (OSError, EOFError, csv.Error) as error:
-                raise InputError("cannot read the header", where=path, found=str(error)) from error
-        if header is None:
-            raise InputError("the table is empty: it has no header line", where=path)
-        _need(path, header, url_column, text_column)
+                raise InputError("cannot read the first line", where=path, found=str(error)) from error
+        if first is None:
+            raise InputError("the table is empty", where=path)
+        _need(path, _names(first, layout), layout)
         return [TablePart(path, origin, kind)]
     with paths.open_input(path, decompress=False) as file:
         try:
             metadata = pq.ParquetFile(file).metadata
         except (pa.ArrowException, OSError) as error:
             raise InputError("not a readable Parquet file", where=path, found=str(error)) from error
-        _need(path, metadata.schema.to_arrow_schema().names, url_column, text_column)
+        _need(path, metadata.schema.to_arrow_schema().names, layout)
         rows = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
     return _row_group_parts(path, origin, rows)
+
+
+def _names(first: list[str], layout: Layout) -> list[str]:
+    """Names of the columns of a CSV or TSV file by its first line."""
+    return layout.named(len(first)) if layout.header else first
 
 
 def _row_group_parts(path: str, origin: str, rows: Sequence[int]) -> list[TablePart]:
@@ -98,62 +105,77 @@ def _row_group_parts(path: str, origin: str, rows: Sequence[int]) -> list[TableP
     return parts
 
 
-def _need(path: str, found: Sequence[str], *wanted: str) -> None:
-    for name, flag in zip(wanted, ("--url-column", "--text-column"), strict=True):
-        if name not in found:
-            raise InputError(
-                f"no column {name!r}",
-                where=path,
-                found=", ".join(map(str, found))[:300],
-                hint=f"name it with {flag}",
-            )
+def _need(path: str, found: Sequence[str], layout: Layout) -> None:
+    try:
+        layout.columns(found)
+    except KeyError as error:
+        wanted = " or ".join(map(repr, error.args[0]))
+        raise InputError(
+            f"no column {wanted}" if not layout.header else f"too few columns: no {wanted}",
+            where=path,
+            found=", ".join(map(str, found))[:300] if not layout.header else f"{len(found)} columns",
+            hint="name the columns with --url-column and --text-column, or a known table with --layout",
+        ) from error
 
 
-def read_table(
-    part: TablePart, url_column: str, text_column: str, *, max_text_chars: int
-) -> Iterator[Pair | Lost]:
+def read_table(part: TablePart, layout: Layout, *, max_text_chars: int) -> Iterator[Pair | Lost]:
     """Pairs of a piece of a table, and the rows that were lost."""
     rows = _parquet_rows if part.kind == "parquet" else _json_rows if part.kind == "jsonl" else _csv_rows
-    for item in rows(part, url_column, text_column):
+    for item in rows(part, layout):
         if isinstance(item, Lost):
             yield item
             continue
-        number, url, text = item
+        number, url, texts, marker = item
         where = place(part.origin, number)
-        text = collapse(text) if isinstance(text, str) else ""
-        if not text:
+        if layout.only is not None and str(marker) != layout.only[1]:
+            yield Lost("not_an_image", str(url)[:200], f"{layout.only[0]} is {str(marker)[:50]}; {where}")
+            continue
+        found = [(collapse(layout.text(t)), source) for t, source in texts if isinstance(t, str)]
+        found = [(text, source) for text, source in found if text]
+        if not found:
             yield Lost("no_text", str(url)[:200], where)
-        elif len(text) > max_text_chars:
-            yield Lost("text_too_long", str(url)[:200], f"{len(text)} characters; {where}")
-        else:
+        for text, source in found:
+            if len(text) > max_text_chars:
+                yield Lost("text_too_long", str(url)[:200], f"{len(text)} characters; {where}")
+                continue
             try:
                 absolute = absolute_url(url if isinstance(url, str) else "", None)
             except UrlError as error:
                 yield Lost(error.reason, str(url)[:200], where)
                 continue
-            yield Pair(absolute, text, "caption", None, None, (), part.origin, number)
+            yield Pair(absolute, text, source, None, None, (), part.origin, number)
 
 
-_Row = tuple[int, object, object]
+# Number, URL, texts with their kinds, and the value of the layout's `only` column.
+_Row = tuple[int, object, list[tuple[object, str]], object]
 
 
-def _parquet_rows(part: TablePart, url_column: str, text_column: str) -> Iterator[_Row | Lost]:
+def _parquet_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
     number = part.first_row
     with paths.open_input(part.path, decompress=False) as file:
         opened = pq.ParquetFile(file)
+        columns = layout.columns(opened.schema_arrow.names)
         for group in part.groups:
             count = opened.metadata.row_group(group).num_rows
             done = 0
             try:
-                for batch in opened.iter_batches(row_groups=[group], columns=[url_column, text_column]):
-                    urls = batch.column(url_column).to_pylist()
-                    texts = batch.column(text_column).to_pylist()
-                    for url, text in zip(urls, texts, strict=True):
-                        yield number + done, url, text
+                for batch in opened.iter_batches(row_groups=[group], columns=_wanted(columns, layout)):
+                    for row in batch.to_pylist():
+                        yield _row(number + done, row, columns, layout)
                         done += 1
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 yield from _lost_rows(part.origin, number + done, count - done, str(error))
             number += count
+
+
+def _wanted(columns: Columns, layout: Layout) -> list[str]:
+    names = [columns.url, *(name for name, _ in columns.texts), *(layout.only or ())[:1]]
+    return list(dict.fromkeys(names))
+
+
+def _row(number: int, row: Mapping[str, object], columns: Columns, layout: Layout) -> _Row:
+    texts = [(row.get(name), source) for name, source in columns.texts]
+    return number, row[columns.url], texts, row.get(layout.only[0]) if layout.only else None
 
 
 def _lost_rows(origin: str, first: int, count: int, detail: str) -> Iterator[Lost]:
@@ -161,11 +183,15 @@ def _lost_rows(origin: str, first: int, count: int, detail: str) -> Iterator[Los
         yield Lost("parse_error", place(origin, number), detail)
 
 
-def _csv_rows(part: TablePart, url_column: str, text_column: str) -> Iterator[_Row | Lost]:
+def _csv_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
     with _open_text(part.path) as file:
         lines = _lines(file, part.kind)
-        header = next(lines)
-        url, text = header.index(url_column), header.index(text_column)
+        first = next(lines)
+        names = _names(first, layout)
+        columns = layout.columns(names)
+        wanted = _wanted(columns, layout)
+        if layout.header:
+            lines = chain([first], lines)
         number = -1
         while True:
             number += 1
@@ -181,10 +207,12 @@ def _csv_rows(part: TablePart, url_column: str, text_column: str) -> Iterator[_R
                 return
             if not row:
                 continue
-            if len(row) <= max(url, text):
-                yield Lost("parse_error", place(part.origin, number), f"{len(row)} of {len(header)} columns")
+            values = dict(zip(names, row, strict=False))
+            # Behind a header line stray columns at a row's end do no harm; without one they would shift all names.
+            if any(name not in values for name in wanted) or (layout.header and len(row) != len(names)):
+                yield Lost("parse_error", place(part.origin, number), f"{len(row)} of {len(names)} columns")
             else:
-                yield number, row[url], row[text]
+                yield _row(number, values, columns, layout)
 
 
 @contextlib.contextmanager
@@ -204,7 +232,7 @@ def _lines(text: io.TextIOWrapper, kind: str) -> Iterator[list[str]]:
     return csv.reader(text)
 
 
-def _json_rows(part: TablePart, url_column: str, text_column: str) -> Iterator[_Row | Lost]:
+def _json_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
     with paths.open_input(part.path) as file:
         number = -1
         while True:
@@ -220,6 +248,8 @@ def _json_rows(part: TablePart, url_column: str, text_column: str) -> Iterator[_
                 continue
             try:
                 row = json_input.loads(line)
-                yield number, row[url_column], row.get(text_column)
+                # A row without its text is a row without a text, not one that cannot be read.
+                texts = dict.fromkeys(name for names, _ in layout.texts for name in names)
+                yield _row(number, row, layout.columns([*row, *texts]), layout)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 yield Lost("parse_error", place(part.origin, number), f"{type(error).__name__}: {error}")

@@ -11,6 +11,7 @@ import apache_beam as beam
 
 from pipeline.candidates.config import CandidatesConfig
 from pipeline.candidates.found import Lost, Pair, table_of
+from pipeline.candidates.layouts import LAYOUTS, Layout, by_names
 from pipeline.candidates.rows import SUFFIXES as TABLE_SUFFIXES
 from pipeline.candidates.rows import TablePart, read_table, table_parts
 from pipeline.candidates.saved import SavedPage, origins_of, read_saved, saved_pages
@@ -70,17 +71,20 @@ def splits(config: CandidatesConfig) -> list[Split]:
     files = paths.expand(config.given, suffixes=suffixes, what=f"{config.kind} files")
     origins = origins_of(files)
     if config.kind == "table":
-        parts = (table_parts(f, origins[f], config.url_column, config.text_column) for f in files)
+        parts = (table_parts(f, origins[f], table_layout(config)) for f in files)
         return [part for of_file in parts for part in of_file]
     return [Archive(file, origins[file]) for file in files]
+
+
+def table_layout(config: CandidatesConfig) -> Layout:
+    """Where the tables that are read keep their columns."""
+    return LAYOUTS[config.layout] if config.layout else by_names(config.url_column, config.text_column)
 
 
 def read_split(split: Split, config: CandidatesConfig) -> Iterator[Pair | Lost]:
     """Everything found in a split: pairs, and what was lost with its reason."""
     if isinstance(split, TablePart):
-        yield from read_table(
-            split, config.url_column, config.text_column, max_text_chars=config.max_text_chars
-        )
+        yield from read_table(split, table_layout(config), max_text_chars=config.max_text_chars)
         return
     keep = config.opted_out == "keep"
     limits: dict[str, Any] = {

@@ -248,6 +248,59 @@ def test_tables(tmp_path: Path, kind: str) -> None:
     assert dropped(out) == {"relative_url": 1, "blocked_scheme": 1, "no_text": 1}
 
 
+YFCC = "\t".join(
+    ["{id}", "1@N0", "nick", "date", "1", "cam", "{title}", "{text}", "tag", "", "", "", "", "http://f.test/p", "{url}",
+     "licence", "http://l.test", "1", "1", "s", "o", "jpg", "{marker}"]
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "content", "expected"),
+    [
+        ("cc3m", "t.tsv", "a red apple\thttp://x.test/1.jpg\n", [("a red apple", "caption")]),
+        ("cc12m", "t.tsv", "http://x.test/1.jpg\ta red apple\nhttp://x.test/2.jpg\ttwo\tthree\n",
+         [("a red apple", "caption")]),
+        ("laion", "t.csv", "SAMPLE_ID,URL,TEXT\n1,http://x.test/1.jpg,a red apple\n", [("a red apple", "caption")]),
+        ("laion", "t.csv", "url,caption\nhttp://x.test/1.jpg,a red apple\n", [("a red apple", "caption")]),
+        ("img2dataset", "t.jsonl", '{"url": "http://x.test/1.jpg", "caption": "an apple"}\n{"url": "http://x.test/2"}\n',
+         [("an apple", "caption")]),
+        ("yfcc100m", "t.tsv", "\n".join(
+            [YFCC.format(id=1, title="Red+apple", text="on+a%20table", url="http://x.test/1.jpg", marker=0),
+             YFCC.format(id=2, title="Film", text="", url="http://x.test/2.jpg", marker=1)]) + "\n",
+         [("Red apple", "title"), ("on a table", "description")]),
+        ("yfcc100m", "t.tsv",
+         "7\t" + YFCC.format(id="1\tf00d", title="Apple", text="", url="http://x.test/1.jpg", marker=0),
+         [("Apple", "title")]),
+    ],
+)  # fmt: skip
+def test_layouts_of_known_datasets(
+    tmp_path: Path, layout: str, name: str, content: str, expected: list[tuple[str, str]]
+) -> None:
+    (tmp_path / name).write_text(content)
+    out = tmp_path / "out"
+    assert run("--table", str(tmp_path / name), "--layout", layout, "--out", str(out)) == 0
+    assert sorted((r["text"], r["text_source"]) for r in rows(out)) == sorted(expected)
+    assert {r["url"] for r in rows(out)} == {"http://x.test/1.jpg"}
+    lost = {"cc12m": "parse_error", "img2dataset": "no_text"} | (
+        {"yfcc100m": "not_an_image"} if len(expected) > 1 else {}
+    )
+    assert dropped(out) == ({lost[layout]: 1} if layout in lost else {})
+
+
+def test_layouts_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("link,words\nhttp://x.test/1.jpg,a\n")
+    out = str(tmp_path / "out")
+    assert run("--table", str(tmp_path / "t.csv"), "--layout", "laion", "--out", out) == 1
+    assert "no column 'URL' or 'url'" in capsys.readouterr().err
+    assert run("--table", str(tmp_path / "t.csv"), "--layout", "yfcc100m", "--out", out) == 1
+    assert "too few columns: no 'downloadurl'" in capsys.readouterr().err
+    assert (
+        run("--table", str(tmp_path / "t.csv"), "--layout", "laion", "--url-column", "link", "--out", out)
+        == 2
+    )
+    assert "leave out url_column" in capsys.readouterr().err
+
+
 def test_bad_lines_cost_themselves(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(
         '{"url": "http://x.test/1", "text": "cut \\ud83d"}\n{broken\n[1]\n{"text": "b"}\n'
