@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import re
 import sys
 import tempfile
@@ -73,7 +74,7 @@ def _benchmark(folder: Path, scratch: Path, size_mb: int, peers: list[str], size
             scale = xml_mb / part_mb
             found = Measured(found.wall_s * scale, found.cpu_s * scale, found.peak_mb, "")
         rows.append(_row(name, found, xml_mb, ours[2]))
-    print(f"\n{xml_mb:,.0f} MB of XML, {data.stat().st_size / 1e6:,.0f} MB multistream bz2\n")
+    print(f"\n{xml_mb:,.0f} MB of XML, {data.stat().st_size / 1e6:,.0f} MB multistream bz2; {_cpus()} CPUs\n")
     head = ("what", "wall s", "CPU s", "MB/s", "MB per CPU s", "peak MB", "wall: ours ×", "CPU: ours ×")
     print(measure.table(head, rows))
     _print_steps(folder, ours[1], xml_mb)
@@ -125,16 +126,19 @@ def _row(name: str, found: Measured, xml_mb: float, ours: Measured) -> list[str]
     return [name, *numbers]
 
 
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
 def _print_steps(folder: Path, whole: Measured, xml_mb: float) -> None:
     """Our steps one after the other in this process; the rest is Beam's and Python's own."""
     data = made(folder, STEPS_MB)
     say(f"steps, {data.name} …")
     scale = xml_mb / _xml_mb(data)
     seconds = {name: s * scale for name, s in steps(data).items()}
-    seconds["start, Beam, merging, the list"] = max(whole.cpu_s - sum(seconds.values()), 0.0)
-    rows = [
-        (n, f"{s:.1f}", f"{s / whole.cpu_s:.0%}", f"{xml_mb / max(s, 1e-9):,.0f}") for n, s in seconds.items()
-    ]
+    rows = [(n, f"{s:.1f}", f"{s / whole.cpu_s:.0%}", f"{xml_mb / s:,.0f}") for n, s in seconds.items()]
+    rest = whole.cpu_s - sum(seconds.values())
+    rows.append(("start, Beam, merging, the list", f"{rest:.1f}", f"{rest / whole.cpu_s:.0%}", ""))
     print(f"\nCPU seconds of one worker by step (measured on {STEPS_MB} MB, scaled up)\n")
     print(measure.table(("step", "CPU s", "share", "MB of XML per CPU s"), rows))
 
