@@ -23,6 +23,10 @@ STAGES: dict[str, tuple[str, str]] = {
     ),
     "candidates": ("pipeline.candidates.command", "extract (image URL, text) candidates from web archives"),
     "select": ("pipeline.select.command", "filter, match queries, keep at most 20,000 pairs per query"),
+    "plan": (
+        "pipeline.select.plan_command",
+        "what `select` would keep and cost, for several caps or a target",
+    ),
     "fetch": ("pipeline.fetch.command", "download images into tar + Parquet shards"),
     "dedup train": ("dedup.command", "train the near-duplicate detector"),
     "dedup embed": ("dedup.command", "embed images with the detector"),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 
+from pipeline.core.answers import say
 from pipeline.core.command import Task
 from pipeline.core.errors import UsageError
 from pipeline.core.options import RunOptions
@@ -61,13 +60,4 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
         with Progress("inspect", unit="queries", quiet=options.quiet):
             found |= overview.examine(listed, top=args.top)
             found["doctor"] = doctor.examine(listed, args.matching, top=args.top, masked=not args.plain)
-    _print(json.dumps(found, indent=2, ensure_ascii=False) if args.json else show.text(found))
-
-
-def _print(text: str) -> None:
-    try:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # `| head` has seen enough; without a place to go Python would complain once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    say(json.dumps(found, indent=2, ensure_ascii=False) if args.json else show.text(found))

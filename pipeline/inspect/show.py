@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.core.answers import aligned
+
 _FINDINGS = {
     "never_match": "never match",
     "same_to_matching": "same to the matching as another query",
@@ -23,14 +25,14 @@ def text(found: Mapping[str, Any]) -> str:
         return "\n".join(line for one in found["why"] for line in _answer(one))
     asked = (f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in found["asked"].items())
     lines = [f"{found['folder']}: {found['queries']:,} queries", ", ".join(asked), ""]
-    lines += _table(
+    lines += aligned(
         [
             ("source", "queries", "alone"),
             *((s["source"], f"{s['queries']:,}", f"{s['alone']:,}") for s in found["sources"]),
         ]
     )
     lines += ["", "overlaps"]
-    lines += _table(
+    lines += aligned(
         [(" + ".join(o["sources"]) or "none of these", f"{o['queries']:,}") for o in found["overlaps"]]
     )
     for source, border in found["borderline"].items():
@@ -56,7 +58,7 @@ def _borderline(source: str, border: Mapping[str, Any]) -> list[str]:
             (name if not n else "", row["query"], *(_number(row[c]) for c in columns))
             for n, row in enumerate(side)
         ]
-    lines += _table(table, words=2)
+    lines += aligned(table, words=2)
     if border["first_out"] is None:
         lines.append("  first out: unknown, the folder has no counts/ of this source")
     return lines
@@ -70,7 +72,7 @@ def _number(value: float | int | None) -> str:
 
 def _doctor(doctor: Mapping[str, Any], matching: str, queries: int) -> list[str]:
     lines = ["", f"doctor, {matching} matching"]
-    lines += _table(
+    lines += aligned(
         [
             (title, f"{doctor[name]['count']:,}", f"{doctor[name]['count'] / max(queries, 1):.2%}")
             for name, title in _FINDINGS.items()
@@ -92,16 +94,3 @@ def _example(example: str | Sequence[str] | Mapping[str, str]) -> str:
     if isinstance(example, Mapping):
         return f"{example['query']}  ({example['why']})"
     return " = ".join(example)
-
-
-def _table(rows: Sequence[Sequence[str]], *, words: int = 1) -> list[str]:
-    """Rows as aligned lines: the first columns are words, the others numbers."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  "
-        + "  ".join(
-            f"{cell:<{width}}" if n < words else f"{cell:>{width}}"
-            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
