@@ -63,24 +63,35 @@ class Tools:
 
 
 @functools.lru_cache(maxsize=1)
-def load_tools(files: tuple[str, ...], identity: str, config: SelectConfig) -> Tools:
-    """Reads the query list and builds the matcher and the detector.
+def load_tools(
+    files: tuple[str, ...], identity: str, config: SelectConfig, stored: str | None = None
+) -> Tools:
+    """Reads the query list, maps the matcher's table and builds the detector.
 
     Args:
         files: Parts of the query list.
         identity: Hash of the list's manifest, so that a changed list is read again.
         config: The stage's configuration.
+        stored: What :func:`store_matcher` wrote; without it, or if it is not this list's, it is built here.
     """
-    listed = tables.read_files(files, columns=["query_id", "query", "sources"])
-    return make_tools(listed, config)
+    return make_tools(_listed(files), config, stored)
 
 
-def make_tools(listed: pa.Table, config: SelectConfig) -> Tools:
+def store_matcher(files: tuple[str, ...], config: SelectConfig, path: str) -> None:
+    """Builds the matcher of a query list for all workers to map."""
+    Matcher(_listed(files), config.matching).store(path)
+
+
+def _listed(files: tuple[str, ...]) -> pa.Table:
+    return tables.read_files(files, columns=["query_id", "query", "sources"])
+
+
+def make_tools(listed: pa.Table, config: SelectConfig, stored: str | None = None) -> Tools:
     """Tools from a ``queries/1`` table."""
     queries = listed.column("query").to_pylist()
     sources = listed.column("sources").to_pylist()
     return Tools(
-        matcher=Matcher(zip(listed.column("query_id").to_pylist(), queries, strict=True), config.matching),
+        matcher=Matcher(listed, config.matching, stored=stored),
         detector=make_detector(config.language, _vocabulary(zip(queries, sources, strict=True))),
         rules=rules.PRESETS[config.rules],
         drop_offensive=config.drop_offensive,
@@ -127,7 +138,8 @@ def filter_and_match(batch: pa.Table, tools: Tools) -> tuple[pa.Table, pa.Table]
             kept.append(row)
             texts.append(text)
             languages.append(language)
-    matches = tools.matcher.match(texts)
+    cleaned = pa.array(texts, pa.string())
+    matches = tools.matcher.match(cleaned)
     counts = np.bincount(matches.rows, minlength=len(texts))
     lost += [("no_query", ids[kept[i]], texts[i]) for i in np.flatnonzero(counts == 0)]
     found_any = np.flatnonzero(counts)

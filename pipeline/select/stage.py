@@ -23,11 +23,12 @@ from pipeline.core.progress import Progress, tick
 from pipeline.core.stage import RunOptions, StageResult, run_stage
 from pipeline.select.balance import Balanced, balance_cap, balance_sample, rank_of
 from pipeline.select.config import SelectConfig
-from pipeline.select.filter import MATCHED, STAGE, filter_and_match, load_tools
+from pipeline.select.filter import MATCHED, STAGE, filter_and_match, load_tools, store_matcher
 from pipeline.select.parts import SortedParts
 
 COUNTS: Final = "query-counts.parquet"
 WORK: Final = ".work"
+MATCHER: Final = "matcher"
 BATCH_ROWS: Final = 8_192
 PART_ROWS: Final = 500_000
 _DUPLICATE: Final = -2
@@ -68,8 +69,9 @@ class FilterAndMatch(beam.DoFn):
         self._config, self._queries, self._identity, self._work = config, queries, identity, work
 
     def setup(self) -> None:
-        """Builds the matcher, once per process."""
-        self._tools = load_tools(self._queries, self._identity, self._config)
+        """Maps the matcher, once per process."""
+        stored = paths.join(self._work, MATCHER)
+        self._tools = load_tools(self._queries, self._identity, self._config, stored)
 
     def process(self, element: RowGroup) -> Iterator[int]:
         """Filters one row group; a retried element writes the same files again."""
@@ -233,6 +235,8 @@ def run(config: SelectConfig, out: str, options: RunOptions) -> Manifest | None:
         total = paths.join(work, "total")
         for name in ("matched", "lost"):
             paths.make_folder(paths.join(work, name))
+        n_queries = query_count(query_parts)
+        store_matcher(query_parts, config, paths.join(work, MATCHER))
 
         def build(pipeline: beam.Pipeline) -> None:
             _ = (
@@ -244,7 +248,6 @@ def run(config: SelectConfig, out: str, options: RunOptions) -> Manifest | None:
                 | "Total" >> WriteTotal(total)
             )
 
-        n_queries = query_count(query_parts)
         with Progress("select", total=tables.count_rows(parts), unit="candidates", quiet=options.quiet):
             run_pipeline(build, beam_options)
         rows_in = read_total(total)
