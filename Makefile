@@ -49,3 +49,4 @@ lock: $(VENV)/uv.stamp
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	find dedup model pipeline queries -name '*.nb[ic]' -delete

@@ -51,11 +51,14 @@ def _benchmark(wheel: Path, repeat: int, scratch: Path) -> None:
     ours = measure.run([*wit, "--warc", str(warc), "--out", str(scratch / "out")])
     say("warcio + BeautifulSoup …")
     theirs = measure.run([sys.executable, "-m", "benchmarks.candidates", "--peer", str(warc)])
-    table = pq.read_table(scratch / "out", columns=["url", "text", "text_source"]).to_pylist()
+    parts = sorted((scratch / "out").glob("part-*.parquet"))
+    table = pq.read_table(parts, columns=["url", "text", "text_source"]).to_pylist()
     found = {(row["url"], row["text"]) for row in table}
     alts = {(row["url"], row["text"]) for row in table if row["text_source"] == "alt"}
     script = {(url, text) for url, text in json.loads(theirs.output)}
-    print(f"\n{html_mb:,.0f} MB of HTML in {warc.stat().st_size / 1e6:,.0f} MB of WARC.gz, one process each\n")
+    print(
+        f"\n{html_mb:,.0f} MB of HTML in {warc.stat().st_size / 1e6:,.0f} MB of WARC.gz, one process each\n"
+    )
     rows = [
         ("wit candidates", ours, len(found)),
         ("wit candidates, without its start", _less(ours, start), len(found)),
@@ -91,9 +94,7 @@ def write_warc(wheel: Path, path: Path, repeat: int, *, most: int | None = None)
                 headers = StatusAndHeaders("200 OK", [("Content-Type", "text/html")], protocol="HTTP/1.1")
                 url = about["url"] + (f"?copy={copy}" if copy else "")
                 writer.write_record(
-                    writer.create_warc_record(
-                        url, "response", payload=io.BytesIO(body), http_headers=headers
-                    )
+                    writer.create_warc_record(url, "response", payload=io.BytesIO(body), http_headers=headers)
                 )
                 total += len(body)
     return total / 1e6
