@@ -35,7 +35,7 @@ from pipeline.core.tokens import fold, tokens
 from pipeline.text import language
 from pipeline.text.clean import clean
 from pipeline.text.language import LanguageDetector, make_detector
-from pipeline.text.vocabulary import latin_share
+from pipeline.text.vocabulary import english_words, latin_share
 
 PACKAGES: Final = ("tuxpaint-stamps-default", "unicode-cldr-core")
 PER_LOCALE: Final = {"stamps": 60, "CLDR": 40}
@@ -156,11 +156,9 @@ def _query_list(out: Path) -> str:
 
 def vocabulary(folder: str) -> frozenset[str]:
     """The words that `wit select` would take from a query list."""
-    from pipeline.select.filter import _vocabulary
-
     listed = tables.read_files(tables.part_files(folder, QUERIES), columns=["query", "sources"])
     columns = (listed.column(name).to_pylist() for name in ("query", "sources"))
-    return frozenset(_vocabulary(zip(*columns, strict=True)))
+    return frozenset(english_words(zip(*columns, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,8 @@ def judged(
     page: Callable[[Caption], str | None] = lambda caption: None,
 ) -> Result:
     """Recall of English, false accepts (of all others, of those in Latin letters), texts per CPU second."""
-    detector.detect("A first text loads what is loaded once, das bezeugen tutti les amis.")
+    for name in ("fasttext-lite", "langdetect"):
+        make_detector(name, ()).detect("What is loaded once is loaded before the clock starts.")
     language._langdetect.cache_clear()
     begun = time.process_time()
     taken = [detector.detect(c.text, page(c)).code == "en" for c in captions]

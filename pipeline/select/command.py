@@ -27,8 +27,8 @@ def selection_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--rules", choices=("clip", "none"), help="preset of text rules (default: clip)")
     made.add_argument(
         "--language",
-        choices=("vocabulary", "langdetect", "none"),
-        help="language backend (default: vocabulary)",
+        choices=("cascade", "vocabulary", "fasttext-lite", "cld2", "langdetect", "none"),
+        help="language backend (default: cascade)",
     )
     made.add_argument(
         "--max-images-per-caption",

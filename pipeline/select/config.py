@@ -21,7 +21,8 @@ class SelectConfig:
         matching: ``clean`` compares case-folded words; ``metaclip`` is MetaCLIP's spacing rule to the letter.
         seed: Key of the hash that chooses between pairs.
         rules: Preset of text rules; ``clip`` is the paper's (2.2), ``none`` is for text that was filtered before.
-        language: How English is told from other languages.
+        language: How English is told from other languages; ``cascade`` is measured best, see
+            ``benchmarks/README.md``.
         max_images_per_caption: A caption that more images share counts for this many of them (ALIGN drops texts
             of more than 10 images; the paper names no number, so the default only stops boiler-plate).
         drop_offensive: Drop texts with a word of the block list.
@@ -34,7 +35,7 @@ class SelectConfig:
     matching: Literal["clean", "metaclip"] = "clean"
     seed: int = 0
     rules: Literal["clip", "none"] = "clip"
-    language: Literal["vocabulary", "langdetect", "none"] = "vocabulary"
+    language: Literal["cascade", "vocabulary", "fasttext-lite", "cld2", "langdetect", "none"] = "cascade"
     max_images_per_caption: int = 1_000
     drop_offensive: bool = True
 

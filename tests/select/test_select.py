@@ -96,6 +96,7 @@ def test_each_row_goes_where_it_should(tmp_path: Path) -> None:
     assert sum(counts.column("selected").to_pylist()) == len(pairs) == 4
     assert manifest["queries_matched"] == 8
     assert manifest["queries_capped"] == 0
+    assert manifest["language"]["backend"] == "cascade"
     lost = tables.read_files([str(p) for p in (tmp_path / "out" / "dropped").glob("*.parquet")]).to_pylist()
     assert {(r["id"], r["reason"]) for r in lost} == {
         (rows[i]["pair_id"], reason) for i, (_, _, reason) in enumerate(ROWS) if reason

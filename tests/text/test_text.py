@@ -1,4 +1,4 @@
-"""Cleaning, rules, language and the block list."""
+"""Cleaning, rules and the block list."""
 
 from __future__ import annotations
 
@@ -9,15 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.text.clean import clean
-from pipeline.text.language import (
-    ENGLISH,
-    FOREIGN,
-    Langdetect,
-    Vocabulary,
-    is_known,
-    latin_share,
-    make_detector,
-)
 from pipeline.text.rules import PRESETS, REASONS, broken_rule
 from pipeline.text.safety import offensive_term
 
@@ -112,92 +103,6 @@ def test_preset_none_takes_every_text() -> None:
 def test_rules_judge_any_text(text: str) -> None:
     reason = broken_rule(clean(text), PRESETS["clip"])
     assert reason is None or reason in REASONS
-
-
-# A vocabulary as a query list has it: dictionary forms, no function words.
-_WORDS = (
-    "grin face smile eye apple red draw style dog man woman cook hand wave light skin tone walk street cherry photo "
-    "happy big church beautiful picture sun flower orange table train taxi cat play"
-)
-WORDS = _WORDS.split()
-LARGE = [*WORDS, *(f"word{i}" for i in range(20_000))]
-
-
-@pytest.mark.parametrize(
-    ("text", "page", "english"),
-    [
-        ("grinning face with smiling eyes", None, True),
-        ("A red apple drawn in the OpenMoji style.", None, True),
-        ("A red apple drawn in the OpenMoji style.", "en-gb", True),
-        ("cherries", None, True),
-        ("happy zorblax face", "en", True),
-        ("happy zorblax face", None, False),
-        ("grinsendes Gesicht mit lachenden Augen", None, False),
-        ("grinsendes Gesicht mit lachenden Augen", "en", False),
-        ("visage souriant aux yeux rieurs", "en", False),
-        ("pomme rouge", "en", False),
-        ("manzana roja", None, False),
-        ("taxi", "de", False),
-        ("The man and the woman walk down the street", "de", True),
-        ("笑っている顔", "en", False),
-        ("красное яблоко", None, False),
-        ("빨간 사과", None, False),
-        ("1234", "en", False),
-    ],
-)
-def test_vocabulary(text: str, page: str | None, english: bool) -> None:
-    assert (Vocabulary(LARGE).detect(text, page).code == "en") is english
-
-
-def test_a_small_query_list_says_nothing_about_unknown_words() -> None:
-    detector = Vocabulary(["dog"])
-    assert detector.detect("a photo of the lighthouse at night").code == "en"
-    assert detector.detect("lighthouse", "en").code == "en"
-    assert detector.detect("das Haus mit dem Hund", "en").code != "en"
-
-
-def test_langdetect_is_seeded() -> None:
-    texts = ["a cat on the table", "il gatto è sul tavolo", "Moto", "1234", ""]
-    first = [Langdetect().detect(t) for t in texts]
-    assert [f.code for f in first[:2]] == ["en", "it"]
-    assert first[3].code == first[4].code == "und"
-    from pipeline.text.language import _langdetect
-
-    _langdetect.cache_clear()
-    assert [Langdetect().detect(t) for t in reversed(texts)] == first[::-1]
-
-
-def test_inflected_words_are_known() -> None:
-    for word in (
-        "smiles",
-        "smiling",
-        "smiled",
-        "churches",
-        "cherries",
-        "happier",
-        "biggest",
-        "beautifully",
-        "dog's",
-    ):
-        assert is_known(word, set(WORDS))
-    assert not is_known("zorblaxes", set(WORDS))
-
-
-def test_word_lists_do_not_contradict_each_other() -> None:
-    assert not ENGLISH & FOREIGN
-
-
-def test_scripts() -> None:
-    assert latin_share("Ｆｕｌｌ ﬁ é") == 1.0
-    assert latin_share("abc яблоко") == pytest.approx(3 / 9)
-    assert latin_share("12 !?") == 0.0
-
-
-@given(st.text(max_size=200), st.sampled_from([None, "en", "de", "zh-hant", "x"]))
-def test_any_text_has_a_language(text: str, page: str | None) -> None:
-    found = make_detector("vocabulary", LARGE).detect(clean(text), page)
-    assert 0 <= found.score <= 1
-    assert found == make_detector("vocabulary", LARGE).detect(clean(text), page)
 
 
 def test_block_list_takes_whole_words_only() -> None:
