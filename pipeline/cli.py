@@ -37,6 +37,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "evaluate zero-shot": ("model.command", "zero-shot classification with prompt ensembling"),
     "run": ("pipeline.run", "every stage that a run file names, in order, skipping what is finished"),
     "demo": ("pipeline.demo", "the whole chain on the small world that ships with the repository"),
+    "why": ("pipeline.inspect", "what happened to a pair or a URL at each stage of a run"),
     "report": ("pipeline.report", "the report page of a run"),
 }
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.core import manifest, paths
@@ -139,6 +141,28 @@ def read_files(files: Sequence[str], *, columns: Sequence[str] | None = None) ->
             except (pa.ArrowException, OSError) as error:
                 raise InputError("damaged Parquet file", where=file, found=str(error)) from error
     return pa.concat_tables(tables)
+
+
+def find_rows(files: Sequence[str], columns: Sequence[str], where: pc.Expression) -> pa.Table:
+    """The rows of some Parquet files that a condition chooses; row groups that cannot hold any are not read.
+
+    Args:
+        files: Parquet files of one file system.
+        columns: What to return; ``__filename`` is the file.
+        where: Condition on any columns.
+
+    Raises:
+        InputError: A file is damaged or lacks a column.
+    """
+    fs, _ = paths.filesystem(files[0])
+    names = [paths.filesystem(file)[1] for file in files]
+    try:
+        return ds.dataset(names, format="parquet", filesystem=fs).to_table(
+            columns=list(columns), filter=where
+        )
+    except (pa.ArrowException, OSError) as error:
+        folder = files[0].rpartition("/")[0]
+        raise InputError("damaged Parquet file", where=folder, found=str(error)) from error
 
 
 def read_folder(folder: str, contract: Contract, *, columns: Sequence[str] | None = None) -> pa.Table:

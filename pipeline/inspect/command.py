@@ -1,4 +1,4 @@
-"""``wit inspect DIR``: questions to a finished query list; nothing is written but the answer on standard output."""
+"""``wit inspect DIR`` and ``wit why``: questions to finished tables; nothing is written but the answer."""
 
 from __future__ import annotations
 
@@ -28,12 +28,25 @@ def _arguments(made: argparse.ArgumentParser) -> None:
     )
 
 
+def _why_arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument("asked", metavar="PAIR_ID|URL", help="a pair's id, or the URL of a picture")
+    made.add_argument("--run", metavar="DIR", required=True, help="a folder of `wit run` or `wit demo`")
+    made.add_argument("--json", action="store_true", help="print JSON for machines")
+
+
 COMMANDS = (
     Task(
         name="inspect",
         help="Says what a query list holds, what in it can never match, and why a text is or is not in it.",
         arguments=_arguments,
         main="pipeline.inspect.command:main",
+        writes=False,
+    ),
+    Task(
+        name="why",
+        help="Says what happened to a pair, or to all pairs of an image URL, at each stage of a finished run.",
+        arguments=_why_arguments,
+        main="pipeline.inspect.command:why",
         writes=False,
     ),
 )
@@ -47,7 +60,8 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
         InputError: The folder is missing, unfinished or holds another table.
     """
     from pipeline.core.progress import Progress
-    from pipeline.inspect import doctor, overview, show, why
+    from pipeline.inspect import doctor, overview, show
+    from pipeline.inspect import why as reasons
     from pipeline.inspect.listed import QueryList
 
     if args.top < 1:
@@ -55,9 +69,24 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
     listed = QueryList.read(args.folder)
     found: dict[str, object] = {"folder": args.folder, "queries": len(listed), "matching": args.matching}
     if args.why:
-        found["why"] = [why.answer(listed, text, args.matching) for text in args.why]
+        found["why"] = [reasons.answer(listed, text, args.matching) for text in args.why]
     else:
         with Progress("inspect", unit="queries", quiet=options.quiet):
             found |= overview.examine(listed, top=args.top)
             found["doctor"] = doctor.examine(listed, args.matching, top=args.top, masked=not args.plain)
     say(json.dumps(found, indent=2, ensure_ascii=False) if args.json else show.text(found))
+
+
+def why(args: argparse.Namespace, options: RunOptions) -> None:
+    """Prints what happened to a pair.
+
+    Raises:
+        InputError: The folder holds nothing of a run, or the run knows nothing of the pair.
+    """
+    from pipeline.core.progress import Progress
+    from pipeline.inspect import show, trace
+    from pipeline.report.figures import open_run
+
+    with Progress("why", unit="tables", quiet=options.quiet):
+        found = trace.follow(open_run(args.run), args.asked)
+    say(json.dumps(found, indent=2, ensure_ascii=False) if args.json else show.life(found))

@@ -40,6 +40,23 @@ def text(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *_doctor(found["doctor"], found["matching"], found["queries"])])
 
 
+def life(found: Mapping[str, Any]) -> str:
+    """What happened to a pair, or to all pairs of a URL, as lines without an end."""
+    lines = []
+    for pair in found["pairs"]:
+        lines += ["", f"{pair['pair_id']}  {pair['url'] or ''}".rstrip()]
+        width = max((len(stage["stage"]) for stage in pair["stages"]), default=0)
+        for stage in pair["stages"]:
+            lines.append(f"  {stage['stage']:<{width}}  {stage['outcome']}")
+            lines += [f"  {'':<{width}}    {reason}" for reason in stage["reasons"]]
+    if found["lost"]:
+        lines += ["", f"{found['asked']}: dropped before it became a pair"]
+        lines += [
+            f"  {row['reason']}" + (f": {row['detail']}" if row["detail"] else "") for row in found["lost"]
+        ]
+    return "\n".join(lines[1:])
+
+
 def _answer(one: Mapping[str, Any]) -> list[str]:
     where = f"in the list as query {one['query_id']:,}" if one["in_list"] else "not in the list"
     return [f"{one['text']!r}: {where}", *(f"  {reason}" for reason in one["reasons"])]
