@@ -24,7 +24,11 @@ def selection_arguments(made: argparse.ArgumentParser) -> None:
         help="case-folded words (default) or MetaCLIP's spacing rule",
     )
     made.add_argument("--seed", type=int, metavar="N", help="key of the choice between pairs (default: 0)")
-    made.add_argument("--rules", choices=("clip", "none"), help="preset of text rules (default: clip)")
+    made.add_argument(
+        "--rules",
+        choices=("clip", "cc12m", "datacomp", "laion", "none"),
+        help="preset of text rules (default: clip)",
+    )
     made.add_argument(
         "--language",
         choices=("cascade", "vocabulary", "fasttext-lite", "cld2", "langdetect", "none"),

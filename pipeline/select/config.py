@@ -20,7 +20,8 @@ class SelectConfig:
             keeps each pair with P = 1 - Π(1 - min(1, cap / matched)).
         matching: ``clean`` compares case-folded words; ``metaclip`` is MetaCLIP's spacing rule to the letter.
         seed: Key of the hash that chooses between pairs.
-        rules: Preset of text rules; ``clip`` is the paper's (2.2), ``none`` is for text that was filtered before.
+        rules: Preset of text rules (:mod:`pipeline.text.rules`); ``clip`` is the paper's (2.2), ``none`` is for text
+            that was filtered before.
         language: How English is told from other languages; ``cascade`` is measured best, see
             ``benchmarks/README.md``.
         max_images_per_caption: A caption that more images share counts for this many of them (ALIGN drops texts
@@ -34,7 +35,7 @@ class SelectConfig:
     mode: Literal["cap", "sample"] = "cap"
     matching: Literal["clean", "metaclip"] = "clean"
     seed: int = 0
-    rules: Literal["clip", "none"] = "clip"
+    rules: Literal["clip", "cc12m", "datacomp", "laion", "none"] = "clip"
     language: Literal["cascade", "vocabulary", "fasttext-lite", "cld2", "langdetect", "none"] = "cascade"
     max_images_per_caption: int = 1_000
     drop_offensive: bool = True

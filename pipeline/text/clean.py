@@ -8,7 +8,7 @@ import unicodedata
 from typing import Final
 from urllib.parse import unquote_plus
 
-_TAG: Final = re.compile(r"</?[a-zA-Z][^<>]{0,2000}>|<!--.*?-->", re.DOTALL)
+_TAG: Final = re.compile(r"</?[a-zA-Z][^<>]{0,2000}>")
 _ESCAPE: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 _PLUS_WORDS: Final = re.compile(r"[^\W\d_]{2,}(?:\+[^\W\d_]{2,}){2,}")
 # Soft hyphen, zero-width space, byte-order mark, and marks of writing direction: nobody sees them, and they
@@ -41,12 +41,22 @@ def _once(text: str) -> str:
     if "&" in text:
         text = html.unescape(text)
     if "<" in text:
-        text = _TAG.sub(" ", text)
+        text = _TAG.sub(" ", _without_comments(text))
     if "%" in text or "+" in text:
         text = _decode_url_text(text)
     if not text.isascii():
         text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
     return " ".join(_CONTROL.sub(" ", text).split())
+
+
+def _without_comments(text: str) -> str:
+    """A text without ``<!-- comments -->``; one that is not closed stays, as it is no comment."""
+    kept, begun = [], 0
+    # By hand: a regular expression looks for the end once for every beginning.
+    while (start := text.find("<!--", begun)) >= 0 and (end := text.find("-->", start + 4)) >= 0:
+        kept += [text[begun:start], " "]
+        begun = end + 3
+    return "".join(kept) + text[begun:]
 
 
 def _decode_url_text(text: str) -> str:

@@ -1,8 +1,20 @@
 """Rules that tell descriptions from file names, camera settings, addresses and boiler-plate.
 
 A rule gives its reason when a (cleaned) text breaks it. A preset is an ordered tuple of rules; the first broken
-one counts. ``clip`` follows the CLIP paper's account of YFCC100M (section 2.2): file names such as
-``20160716_113957.JPG`` and "descriptions" of camera exposure settings go, natural-language titles stay.
+one counts. Presets follow published accounts, as far as those speak of the text alone:
+
+* ``clip``: the CLIP paper's account of YFCC100M (section 2.2). File names such as ``20160716_113957.JPG`` and
+  "descriptions" of camera exposure settings go, natural-language titles stay.
+* ``cc12m``: Conceptual 12M (Changpinyo et al. 2021, section 2) with what it keeps of Conceptual Captions (Sharma et
+  al. 2018): 3 to 256 words, a determiner, few repetitions, no boiler-plate. Not rebuilt, for want of a tagger and of
+  word counts: a noun is needed, no rare words, names become a token.
+* ``datacomp``: DataComp's "basic filtering" (Gadre et al. 2023): more than two words and more than five characters.
+  Its English is fastText's: ``--language fasttext-lite`` comes nearest.
+* ``laion``: LAION-400M (Schuhmann et al. 2021): five characters or more; its other filter is a score of CLIP's own.
+
+What they ask of images is the fetch stage's: ``cc12m`` has sides over 400 pixels and an aspect of at most 2.5
+(``--set fetch.min_image_size=401``, ``fetch.max_aspect_ratio=2.5``), ``datacomp`` 200 pixels and 3.0, ``laion`` 5 KB
+of image. What they do with offensive words is :mod:`pipeline.text.safety`'s and ``drop_offensive``'s.
 """
 
 from __future__ import annotations
@@ -12,6 +24,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from pipeline.core.tokens import tokens
+from pipeline.text.vocabulary import ENGLISH
 
 Rule = Callable[[str], str | None]
 
@@ -24,6 +37,9 @@ REASONS: Final = (
     "few_letters",
     "too_short",
     "too_long",
+    "too_few_words",
+    "no_determiner",
+    "repeated_words",
 )
 
 _EXTENSION = r"\.(?:jpe?g|png|gif|tiff?|bmp|heic|webp|avif|svg|cr2|nef|raw)"
@@ -33,7 +49,7 @@ _FILE_NAME: Final = re.compile(
     r"(?:(?:(?:img|pict?|screenshot|scan|untitled|image|photo|picture|foto)[ _\-]*\d"
     r"|(?:dsc[nf]?|dscf|mvi|gopr|dji|sam|cimg|hpim|pano|vid|pxl|wp|p)[ _\-]*\d{3}"
     rf"|\d{{6,8}}[ _\-]?\d{{4,6}}){_REST}|[\d _\-().]+)"
-    rf"(?:{_EXTENSION})?|\S+{_EXTENSION}|[\w\-]+(?:[ _\-][\w\-]+)*{_EXTENSION}",
+    rf"(?:{_EXTENSION})?|\S+{_EXTENSION}|[\w\-]+(?: [\w\-]+)*{_EXTENSION}",
     re.IGNORECASE,
 )
 _URL: Final = re.compile(r"(?:https?://|www\.)\S+|\S+\.(?:com|org|net)(?:/\S*)?", re.IGNORECASE)
@@ -74,6 +90,13 @@ MIN_CHARS: Final = 3
 MAX_CHARS: Final = 1000
 MAX_WORDS: Final = 256
 MIN_LETTERS: Final = 0.5
+MIN_WORDS: Final = 3
+MAX_REPEATED: Final = 0.2
+_DETERMINER_WORDS = """
+    a all an another any both each either every few half her his its many most much my neither no our several some
+    such that the their these this those what which whose your
+"""
+_DETERMINERS: Final = frozenset(_DETERMINER_WORDS.split())
 
 
 def empty(text: str) -> str | None:
@@ -125,8 +148,53 @@ def too_long(text: str) -> str | None:
     return "too_long" if len(text) > MAX_CHARS or text.count(" ") >= MAX_WORDS else None
 
 
+def words_3_to_256(text: str) -> str | None:
+    """Under 3 or over 256 words, as spaces part them (Conceptual 12M, section 2)."""
+    words = len(text.split())
+    if words > MAX_WORDS:
+        return "too_long"
+    return "too_few_words" if words < MIN_WORDS else None
+
+
+def more_than_two_words(text: str) -> str | None:
+    """Two words or fewer, as spaces part them (DataComp, basic filtering)."""
+    return "too_few_words" if len(text.split()) < MIN_WORDS else None
+
+
+def more_than_five_chars(text: str) -> str | None:
+    """Five characters or fewer (DataComp, basic filtering)."""
+    return "too_short" if len(text) <= 5 else None
+
+
+def five_chars(text: str) -> str | None:
+    """Under five characters (LAION-400M)."""
+    return "too_short" if len(text) < 5 else None
+
+
+def no_determiner(text: str) -> str | None:
+    """No determiner: Conceptual Captions asks for one, and Conceptual 12M still does.
+
+    They had a tagger; this is a list of words, so "that" and "her" count as determiners whatever they are.
+    """
+    return None if _DETERMINERS.intersection(tokens(text)) else "no_determiner"
+
+
+def repeated_words(text: str) -> str | None:
+    """Over a fifth of the words have occurred before in the text (Conceptual 12M: "max word repetition" 0.2).
+
+    Function words are left out, for "the man and the woman on the street" repeats nothing; under five other words
+    one repetition would be enough, and nothing is dropped.
+    """
+    words = [w for w in tokens(text) if w not in ENGLISH]
+    repeated = len(words) - len(set(words))
+    return "repeated_words" if len(words) >= 5 and repeated > MAX_REPEATED * len(words) else None
+
+
 PRESETS: Final[Mapping[str, tuple[Rule, ...]]] = {
     "clip": (empty, url, file_name, camera_settings, boilerplate, too_short, too_long, few_letters),
+    "cc12m": (empty, boilerplate, words_3_to_256, no_determiner, repeated_words),
+    "datacomp": (empty, more_than_two_words, more_than_five_chars),
+    "laion": (empty, five_chars),
     "none": (empty,),
 }
 

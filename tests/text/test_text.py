@@ -18,6 +18,7 @@ from pipeline.text.safety import offensive_term
     [
         ("A &amp;quot;red&amp;quot; apple", 'A "red" apple'),
         ("<b>bold</b><br/>text <!-- note -->", "bold text"),
+        ("a <!-- <b> --> c <!-- not closed", "a c <!-- not closed"),
         ("I <3 you, 2 < 3 > 1", "I <3 you, 2 < 3 > 1"),
         ("A%20red%20apple", "A red apple"),
         ("Blumen+am+Weg%21", "Blumen am Weg!"),
@@ -94,15 +95,71 @@ def test_clip_rules(text: str, reason: str | None) -> None:
     assert reason is None or reason in REASONS
 
 
+@pytest.mark.parametrize(
+    ("preset", "text", "reason"),
+    [
+        ("cc12m", "a dog in the park", None),
+        ("cc12m", "the man and the woman on the street by the sea", None),
+        ("cc12m", "the dog", "too_few_words"),
+        ("cc12m", "a " + "dog " * 255 + "cat", "too_long"),
+        ("cc12m", "dogs playing in parks", "no_determiner"),
+        ("cc12m", "this cheap hotel cheap hotel room", "repeated_words"),
+        ("cc12m", "a red red car here", None),  # four words: one repetition is no pattern
+        ("cc12m", "Click to enlarge!", "boilerplate"),
+        ("datacomp", "dogs playing in", None),
+        ("datacomp", "red dogs", "too_few_words"),
+        ("datacomp", "a b c", "too_short"),
+        ("datacomp", "a b cd", None),
+        ("datacomp", "IMG 2041 JPG", None),
+        ("laion", "dogs", "too_short"),
+        ("laion", "puppy", None),
+        ("laion", "IMG_2041.JPG", None),
+    ],
+)
+def test_presets(preset: str, text: str, reason: str | None) -> None:
+    assert broken_rule(text, PRESETS[preset]) == reason
+
+
+def test_every_reason_is_some_rules_and_every_rule_says_why() -> None:
+    rules = {rule for preset in PRESETS.values() for rule in preset}
+    texts = ["", "http://a.b/c", "IMG_2041", "iso 200 f/8", "logo", "1234 5678 $", "*", "x" * 1001, "red dogs",
+             "dogs playing in parks", "a hotel cheap hotel cheap room"]  # fmt: skip
+    assert {rule(text) for rule in rules for text in texts} - {None} == set(REASONS)
+    assert all(rule.__doc__ for rule in rules)
+
+
 def test_preset_none_takes_every_text() -> None:
     assert broken_rule("IMG_2041", PRESETS["none"]) is None
     assert broken_rule("", PRESETS["none"]) == "empty"
 
 
-@given(st.text(max_size=2000))
-def test_rules_judge_any_text(text: str) -> None:
-    reason = broken_rule(clean(text), PRESETS["clip"])
+HOSTILE = st.one_of(
+    st.text(max_size=2000),
+    st.text(st.characters(codec=None), max_size=50),
+    st.text("a The\0\n\u200d\u202e\ud800אב👩🇸%&<>/.1", max_size=60),
+)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@given(text=HOSTILE)
+def test_rules_judge_any_text(preset: str, text: str) -> None:
+    reason = broken_rule(clean(text), PRESETS[preset])
     assert reason is None or reason in REASONS
+    assert (reason == "empty") is (clean(text) == "")
+
+
+# What looks like the beginning of something at every place: no rule may try all of them against each other.
+LONG = ["the cat ", "x", "é\0", "👩\u200d🚀", "-", "_", "a-", "a_b ", "1 ", "img 1 (1) ", "f/", "1/1 ", "<!--", "<a ",
+        "<", "&amp;", "%41", "a+", "www.", "http://", "a.com/"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LONG)
+def test_a_megabyte_is_cleaned_and_judged(text: str) -> None:
+    cleaned = clean(text * (1_000_000 // len(text)) + "!")
+    assert len(cleaned) <= 1_000_001
+    for preset in PRESETS:
+        assert broken_rule(cleaned, PRESETS[preset]) in {None, *REASONS}
+    assert broken_rule(cleaned, PRESETS["clip"]) is not None
 
 
 def test_block_list_takes_whole_words_only() -> None:
