@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.core.alphabet import APOSTROPHE, LETTER, MARK, Alphabet, compiled, decode, encode
 from pipeline.core.tokens import fold
@@ -25,6 +24,7 @@ BLOCK_TEXTS = 512
 
 _0, _1, _3, _7, _8 = (np.uint64(n) for n in (0, 1, 3, 7, 8))
 _32, _56, _63 = (np.uint64(n) for n in (32, 56, 63))
+_STRIDE = 64
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio
 LONG = np.uint64(0xFF00000000000000)
 _BLANK, _QUOTE, _BEYOND, _CASE = (np.uint8(n) for n in (0, ord("'"), 1, 32))
@@ -66,21 +66,31 @@ def buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     _, offsets, data = texts.buffers()
     places = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     letters = np.frombuffer(data if data is not None and data.size else b"\0", np.uint8)
-    for array in (letters, places):
-        array.flags.writeable = False  # as most such buffers are: one compiled version serves all
-    return letters, places
+    return _read_only(letters, places)
 
 
-def folded(texts: pa.Array, known: Alphabet) -> pa.Array:
-    """The texts, those with special code points folded by Python: then all others can be folded one by one."""
+def folded(texts: pa.Array, known: Alphabet) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`buffers` of the texts, those with special code points folded by Python: the others need no Python."""
     data, offsets = buffers(texts)
     rows = np.zeros(len(texts), np.bool_)
     if not _special_rows(data, offsets, known.special, rows):
-        return texts
-    places = np.flatnonzero(rows)
-    spelt = [data[offsets[i] : offsets[i + 1]].tobytes().decode(errors="surrogatepass") for i in places]
-    again = pa.array([fold(text).encode(errors="surrogatepass") for text in spelt], pa.large_binary())
-    return pc.replace_with_mask(texts, pa.array(rows), again)
+        return data, offsets
+    sizes, pieces, place = np.diff(offsets), [], offsets[0]
+    for row in np.flatnonzero(rows):
+        spelt = data[offsets[row] : offsets[row + 1]].tobytes().decode(errors="surrogatepass")
+        again = np.frombuffer(fold(spelt).encode(errors="surrogatepass"), np.uint8)
+        sizes[row] = len(again)
+        pieces += [data[place : offsets[row]], again]
+        place = offsets[row + 1]
+    joined, places = np.concatenate([*pieces, data[place : offsets[-1]]]), np.zeros(len(offsets), np.int64)
+    np.cumsum(sizes, out=places[1:])
+    return _read_only(joined, places)
+
+
+def _read_only(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    for array in (data, offsets):
+        array.flags.writeable = False  # as most Arrow buffers are: one compiled version serves all
+    return data, offsets
 
 
 def signs(blanks: str, wrapped: str) -> np.ndarray:
@@ -292,15 +302,25 @@ def shift_of(size: int) -> np.uint64:
 def _special_rows(data: np.ndarray, offsets: np.ndarray, special: np.ndarray, rows: np.ndarray) -> bool:
     """Marks the texts with a special code point (see ``Alphabet``); returns whether there is any."""
     found = False
-    for r in range(len(rows)):
-        place, end = offsets[r], offsets[r + 1]
-        ascii_only = True
-        for i in range(place, end):  # without a branch
-            ascii_only &= data[i] < 128
-        while not ascii_only and place < end:
+    row = 0
+    place, end = offsets[0], offsets[-1]
+    while place < end:
+        stop = min(place + _STRIDE, end)
+        if stop - place == _STRIDE:
+            high: Any = np.uint8(0)
+            for i in range(_STRIDE):  # without a branch
+                high |= data[place + i]
+            if high < 128:
+                place = stop
+                continue
+        while place < stop:
+            if data[place] < 128:
+                place += 1
+                continue
             point, length = decode(data, place)
             if special[point]:
-                rows[r] = found = True
-                break
+                while offsets[row + 1] <= place:
+                    row += 1
+                rows[row] = found = True
             place += length
     return found

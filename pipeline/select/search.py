@@ -40,7 +40,7 @@ def find(table: Table, texts: pa.Array, *, spaced: bool) -> tuple[np.ndarray, np
         int64[n], matches of each text; int32[m], their queries, ascending within a text.
     """
     known = alphabet()
-    data, offsets = buffers(texts if spaced else folded(texts, known))
+    data, offsets = buffers(texts) if spaced else folded(texts, known)
     counts = np.zeros(len(texts), np.int64)
     if not len(texts):
         return counts, np.zeros(0, np.int32)

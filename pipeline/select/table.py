@@ -85,7 +85,7 @@ def build(ids: np.ndarray, queries: pa.Array, *, spaced: bool) -> Table:
         spaced: Whether words are told by MetaCLIP's spacing rule.
     """
     known = alphabet()
-    data, offsets = buffers(queries if spaced else folded(queries, known))
+    data, offsets = buffers(queries) if spaced else folded(queries, known)
     room = room_for(int(offsets[-1] - offsets[0]), max(len(ids), 1))
     tokens = cut(data, offsets, 0, len(ids), spaced, signs(" ", ""), known, room) if len(ids) else 0
     numbers = np.empty(tokens, np.int64)
