@@ -17,10 +17,13 @@ from pipeline.core import manifest, paths
 from pipeline.core.answers import aligned
 from pipeline.core.contracts import SHARDS
 from pipeline.core.errors import ContractError, InputError, UsageError
+from pipeline.core.progress import duration
 from pipeline.select.balance import Balanced, choose_cap, choose_sample
 from pipeline.select.pool import NO_HOST, Pool
 
 CAPS: Final = (2_000, 5_000, 10_000, 20_000, 50_000, 100_000)
+ROUGH: Final = 20
+"""Pairs per query below which a sample's plan is a per cent or more too low: full and empty queries even out less."""
 WEBTEXT_WORDS: Final = 6_700_000_000
 """WebText is 40 GB of text (Radford et al. 2019), some 6 bytes a word; the paper (2.2): WIT has about as many words."""
 
@@ -196,6 +199,12 @@ def text(found: Mapping[str, Any]) -> str:
             f"a sample of {share:.3%} of the candidates: it is balanced with {share:.3g} times the cap, "
             "counts and hours are scaled up"
         )
+        least = min((plan["cap"] for plan in found["plans"] if plan["cap"] is not None), default=0)
+        if 0 < least * share < ROUGH:
+            lines.append(
+                f"cap {least:,} leaves a query {max(1, round(least * share))} pairs in the sample: "
+                "expect it some per cent too low"
+            )
     head = (
         "cap",
         "pairs",
@@ -234,8 +243,8 @@ def _row(plan: Mapping[str, Any]) -> tuple[str, ...]:
         f"{plan['words']:,}",
         f"{plan['words_of_webtext']:.2%}",
         _size(plan["bytes"]),
-        f"{plan['hours_largest_host']:,.2f} h",
-        f"{plan['hours_bandwidth']:,.2f} h",
+        duration(3600 * plan["hours_largest_host"]),
+        duration(3600 * plan["hours_bandwidth"]),
     )
 
 

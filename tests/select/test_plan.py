@@ -205,7 +205,10 @@ def test_the_table(given_folders: tuple[str, str], capsys: pytest.CaptureFixture
     assert cli.main(["plan", *flags(given_folders), "--sample", "0.01"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"a sample of [01]\.\d+% of the candidates", out)
+    assert "some per cent too low" not in out
     assert [line.split()[0] for line in out.splitlines()[4:11]] == [*(f"{c:,}" for c in CAPS), "none"]
+    assert cli.main(["plan", *flags(given_folders), "--sample", "0.1", "--cap", "50"]) == 0
+    assert "cap 50 leaves a query 5 pairs in the sample" in capsys.readouterr().out
 
 
 def test_nothing_to_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
