@@ -44,6 +44,11 @@ def selection_arguments(made: argparse.ArgumentParser) -> None:
         "--keep-offensive", dest="drop_offensive", action="store_const", const=False,
         help="keep texts with a word of the block list",
     )  # fmt: skip
+    made.add_argument(
+        "--blocked-hosts",
+        metavar="FILE",
+        help="drop pairs from these hosts, HOST/PATHs or /PIECEs of addresses",
+    )
 
 
 COMMANDS = (

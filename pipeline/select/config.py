@@ -27,6 +27,8 @@ class SelectConfig:
         max_images_per_caption: A caption that more images share counts for this many of them (ALIGN drops texts
             of more than 10 images; the paper names no number, so the default only stops boiler-plate).
         drop_offensive: Drop texts with a word of the block list.
+        blocked_hosts: File with hosts and pieces of addresses, one a line (:class:`pipeline.text.safety.DenyList`);
+            pairs whose image or page falls under one are dropped.
     """
 
     candidates: str | None = input_path()
@@ -39,6 +41,7 @@ class SelectConfig:
     language: Literal["cascade", "vocabulary", "fasttext-lite", "cld2", "langdetect", "none"] = "cascade"
     max_images_per_caption: int = 1_000
     drop_offensive: bool = True
+    blocked_hosts: str | None = input_path()
 
     def __post_init__(self) -> None:
         for name in ("candidates", "queries"):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -24,11 +24,12 @@ from pipeline.select.match import Matcher
 from pipeline.text import rules
 from pipeline.text.clean import clean
 from pipeline.text.language import LanguageDetector, make_detector
-from pipeline.text.safety import offensive_term
+from pipeline.text.safety import DenyList, offensive_term, read_deny_list
 from pipeline.text.vocabulary import english_words
 
 STAGE: Final = "select"
 REASONS: Final = (
+    "blocked_host",
     *rules.REASONS,
     "not_english",
     "offensive",
@@ -60,9 +61,9 @@ class Tools:
     rules: tuple[rules.Rule, ...]
     drop_offensive: bool
     seed: int
+    denied: DenyList | None = None
 
 
-@functools.lru_cache(maxsize=1)
 def load_tools(
     files: tuple[str, ...], identity: str, config: SelectConfig, stored: str | None = None
 ) -> Tools:
@@ -74,6 +75,13 @@ def load_tools(
         config: The stage's configuration.
         stored: What :func:`store_matcher` wrote; without it, or if it is not this list's, it is built here.
     """
+    tools = _tools(files, identity, config, stored)
+    # Read anew each time: its content is part of no key.
+    return replace(tools, denied=read_deny_list(config.blocked_hosts)) if config.blocked_hosts else tools
+
+
+@functools.lru_cache(maxsize=1)
+def _tools(files: tuple[str, ...], identity: str, config: SelectConfig, stored: str | None) -> Tools:
     return make_tools(_listed(files), config, stored)
 
 
@@ -113,8 +121,12 @@ def filter_and_match(batch: pa.Table, tools: Tools) -> tuple[pa.Table, pa.Table]
     kept: list[int] = []
     lost: list[tuple[str, str, str | None]] = []
     ids = batch.column("pair_id").to_pylist()
+    blocked = _blocked(batch, tools.denied)
     found = zip(batch.column("text").to_pylist(), batch.column("page_language").to_pylist(), strict=True)
     for row, (as_found, page_language) in enumerate(found):
+        if row in blocked:
+            lost.append(("blocked_host", ids[row], blocked[row]))
+            continue
         text = clean(as_found)
         if reason := rules.broken_rule(text, tools.rules):
             lost.append((reason, ids[row], as_found))
@@ -146,6 +158,16 @@ def filter_and_match(batch: pa.Table, tools: Tools) -> tuple[pa.Table, pa.Table]
     )
     dropped = tables.dropped_table(STAGE, lost) if lost else DROPPED.empty()
     return matched, dropped
+
+
+def _blocked(batch: pa.Table, denied: DenyList | None) -> dict[int, str]:
+    """Rows whose image or page is on the deny list, with the line they fall under."""
+    found: dict[int, str] = {}
+    for name in ("page_url", "url") if denied else ():
+        for row, url in enumerate(batch.column(name).to_pylist()):
+            if url and denied and (entry := denied.entry(url)) is not None:
+                found[row] = entry
+    return found
 
 
 def _matched(

@@ -26,6 +26,7 @@ from pipeline.select.config import SelectConfig
 from pipeline.select.filter import MATCHED, STAGE, filter_and_match, load_tools, store_matcher
 from pipeline.select.parts import SortedParts
 from pipeline.text.language import described
+from pipeline.text.safety import read_deny_list
 
 COUNTS: Final = "query-counts.parquet"
 WORK: Final = ".work"
@@ -230,6 +231,9 @@ def run(config: SelectConfig, out: str, options: RunOptions) -> Manifest | None:
     parts = tables.part_files(candidates, CANDIDATES)
     query_parts = tuple(tables.part_files(queries, QUERIES))
     identity = manifest.read(queries).sha256
+    denied = [config.blocked_hosts] if config.blocked_hosts else []
+    for path in denied:
+        read_deny_list(path)  # a line that cannot be read is told before any work is done
 
     def body(folder: str) -> StageResult:
         work = paths.join(folder, WORK)
@@ -274,7 +278,7 @@ def run(config: SelectConfig, out: str, options: RunOptions) -> Manifest | None:
         stage=STAGE,
         contract=PAIRS.id,
         config=config,
-        inputs=[candidates, queries],
+        inputs=[candidates, queries, *denied],
         out=out,
         options=options,
         owned=(COUNTS, f"{WORK}/*"),

@@ -220,6 +220,37 @@ def test_no_candidates(tmp_path: Path) -> None:
     assert result(tmp_path / "out")[0] == []
 
 
+def test_blocked_hosts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        candidate("http://img.bad.test/1.jpg", "a red apple"),
+        candidate("http://x.test/ads/2.jpg", "a red apple"),
+        candidate("http://x.test/3.jpg", "a red apple", page_url="http://bad.test/"),
+        candidate("http://x.test/4.jpg", "a red apple", page_url="http://good.test/"),
+        candidate("http://x.test/5.jpg", "a red apple"),
+    ]
+    inputs = candidates_folder(tmp_path / "candidates", rows), queries_folder(tmp_path / "queries", WORDS)
+    denied = tmp_path / "denied.txt"
+    denied.write_text("bad.test\n/ads/\n")
+    more = ("--blocked-hosts", str(denied))
+    assert run(*inputs, tmp_path / "out", *more) == 0
+    pairs, dropped, manifest = result(tmp_path / "out")
+    assert sorted(p["url"] for p in pairs) == ["http://x.test/4.jpg", "http://x.test/5.jpg"]
+    assert dropped == {"blocked_host": 3}
+    assert len(manifest["inputs"]) == 3
+    details = tables.read_files([str(p) for p in (tmp_path / "out" / "dropped").glob("*.parquet")]).column(
+        "detail"
+    )
+    assert sorted(details.to_pylist()) == ["/ads/", "bad.test", "bad.test"]
+    denied.write_text("x.test\n/ads/\n")  # as long as before
+    assert run(*inputs, tmp_path / "out", *more) == 1
+    assert "other inputs" in capsys.readouterr().err
+    assert run(*inputs, tmp_path / "out", *more, "--overwrite") == 0
+    assert result(tmp_path / "out")[1] == {"blocked_host": 4}
+    denied.write_text("x.test\n0.0.0.0 y.test\n")
+    assert run(*inputs, tmp_path / "other", *more) == 1
+    assert "denied.txt:2: not a host or a piece of an address" in capsys.readouterr().err
+
+
 def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = fake_folder(str(tmp_path / "c"), CANDIDATES, 5)
     queries = queries_folder(tmp_path / "q", WORDS)

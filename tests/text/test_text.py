@@ -1,4 +1,4 @@
-"""Cleaning, rules and the block list."""
+"""Cleaning and rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from pipeline.text.clean import clean
 from pipeline.text.rules import PRESETS, REASONS, broken_rule
-from pipeline.text.safety import offensive_term
 
 
 @pytest.mark.parametrize(
@@ -160,12 +159,3 @@ def test_a_megabyte_is_cleaned_and_judged(text: str) -> None:
     for preset in PRESETS:
         assert broken_rule(cleaned, PRESETS[preset]) in {None, *REASONS}
     assert broken_rule(cleaned, PRESETS["clip"]) is not None
-
-
-def test_block_list_takes_whole_words_only() -> None:
-    assert offensive_term("A NUDE figure") == "nude"
-    assert offensive_term("Middlesex, Scunthorpe and a cockatoo") is None
-    assert offensive_term("two girls, one cat") is None
-    assert offensive_term("2 girls 1 cup") == "2 girls 1 cup"
-    assert offensive_term("look: 🖕") == "🖕"
-    assert offensive_term("") is None
