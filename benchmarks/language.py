@@ -229,17 +229,20 @@ def _by_class(
     captions: list[Caption],
     page: Callable[[Caption], str | None] = lambda caption: None,
 ) -> list[str]:
-    cells = []
-    for length in CLASSES:
-        found = judged(detector, [c for c in captions if c.length == length], page)
-        cells += [f"{found.recall:.3f}", f"{found.accepts:.3f}", f"{found.latin_accepts:.3f}"]
-        cells.append(f"{found.texts_per_s:,.0f}")
-    return cells
+    results = [judged(detector, [c for c in captions if c.length == length], page) for length in CLASSES]
+    return [
+        *(f"{r.recall:.3f}" for r in results),
+        *(f"{r.accepts:.3f}" for r in results),
+        *(f"{r.latin_accepts:.3f}" for r in results),
+        *(f"{r.texts_per_s:,.0f}" for r in results),
+    ]
 
 
 def _print_results(first: str, rows: Iterable[Sequence[str]]) -> None:
     columns = ("recall", "false accepts", "of Latin script", "texts per CPU s")
-    print(measure.table((first, *(f"{length}: {c}" for length in CLASSES for c in columns)), rows))
+    print(
+        measure.table((first, *(f"{c}, {length[:3].strip()}" for c in columns for length in CLASSES)), rows)
+    )
 
 
 def _print_vocabularies(captions: list[Caption], words: frozenset[str]) -> None:
