@@ -10,6 +10,7 @@ its own *key*; a longer one's key is a hash with ones in the highest byte, and i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,6 @@ BLOCK_TEXTS = 512
 
 _0, _1, _3, _7, _8 = (np.uint64(n) for n in (0, 1, 3, 7, 8))
 _32, _56, _63 = (np.uint64(n) for n in (32, 56, 63))
-_STRIDE = 64
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ / golden ratio
 LONG = np.uint64(0xFF00000000000000)
 _BLANK, _QUOTE, _BEYOND, _CASE = (np.uint8(n) for n in (0, ord("'"), 1, 32))
@@ -66,31 +66,20 @@ def buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     _, offsets, data = texts.buffers()
     places = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     letters = np.frombuffer(data if data is not None and data.size else b"\0", np.uint8)
-    return _read_only(letters, places)
-
-
-def folded(texts: pa.Array, known: Alphabet) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`buffers` of the texts, those with special code points folded by Python: the others need no Python."""
-    data, offsets = buffers(texts)
-    rows = np.zeros(len(texts), np.bool_)
-    if not _special_rows(data, offsets, known.special, rows):
-        return data, offsets
-    sizes, pieces, place = np.diff(offsets), [], offsets[0]
-    for row in np.flatnonzero(rows):
-        spelt = data[offsets[row] : offsets[row + 1]].tobytes().decode(errors="surrogatepass")
-        again = np.frombuffer(fold(spelt).encode(errors="surrogatepass"), np.uint8)
-        sizes[row] = len(again)
-        pieces += [data[place : offsets[row]], again]
-        place = offsets[row + 1]
-    joined, places = np.concatenate([*pieces, data[place : offsets[-1]]]), np.zeros(len(offsets), np.int64)
-    np.cumsum(sizes, out=places[1:])
-    return _read_only(joined, places)
-
-
-def _read_only(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    for array in (data, offsets):
+    for array in (letters, places):
         array.flags.writeable = False  # as most Arrow buffers are: one compiled version serves all
-    return data, offsets
+    return letters, places
+
+
+def folded(texts: Sequence[bytes]) -> pa.Array:
+    """Texts folded by Python, those of ASCII left as they are, as ``large_binary``."""
+    return pa.array(
+        [
+            t if t.isascii() else fold(t.decode(errors="surrogatepass")).encode(errors="surrogatepass")
+            for t in texts
+        ],
+        pa.large_binary(),
+    )
 
 
 def signs(blanks: str, wrapped: str) -> np.ndarray:
@@ -104,9 +93,13 @@ def signs(blanks: str, wrapped: str) -> np.ndarray:
 @compiled
 def cut(
     data: np.ndarray, offsets: np.ndarray, row: int, stop: int, spaced: bool, signs: np.ndarray,
-    known: Alphabet, room: Room,
+    known: Alphabet, room: Room, special: np.ndarray,
 ) -> int:  # fmt: skip
-    """Cuts the texts row…stop, which the room must have place for; returns the number of words."""
+    """Cuts the texts row…stop, which the room must have place for; returns the number of words.
+
+    A text with a special code point (see ``Alphabet``) has no words here and is marked in ``special``, bool[texts]:
+    Python has to fold it. Where ``special`` is empty all texts are folded already.
+    """
     base = offsets[row]
     size = offsets[stop] - base
     tokens = 0
@@ -122,9 +115,13 @@ def cut(
         begin, end = offsets[r] - base, offsets[r + 1] - base
         found, quotes, beyond = _cut_words(room, begin, end, tokens)
         if beyond:
-            begin = side
-            side = _fold_text(data, offsets[r], offsets[r + 1], known, room.letters, side)
-            found, _, _ = _cut_words(room, begin, side, tokens)
+            behind = _fold_text(data, offsets[r], offsets[r + 1], known, room.letters, side, len(special) > 0)
+            if behind == side:
+                special[r] = True
+                found = tokens
+            else:
+                found, _, _ = _cut_words(room, side, behind, tokens)
+            side = behind
         elif quotes:
             _clear_quotes(room.letters, begin, end)
             found, _, _ = _cut_words(room, begin, end, tokens)
@@ -178,11 +175,16 @@ def _clear_quotes(letters: np.ndarray, begin: int, end: int) -> None:
 
 
 @compiled
-def _fold_text(data: np.ndarray, place: int, end: int, known: Alphabet, letters: np.ndarray, at: int) -> int:
-    """Folds a text of any script without special code points to a place; returns the place behind it."""
+def _fold_text(
+    data: np.ndarray, place: int, end: int, known: Alphabet, letters: np.ndarray, at: int, check: bool
+) -> int:
+    """Folds a text of any script to a place; returns the place behind it, or that place for a special text."""
+    begin = at
     inside = False
     while place < end:
         point, length = decode(data, place)
+        if check and known.special[point]:
+            return begin
         kind = known.kind[point]
         place += length
         if kind == LETTER:
@@ -296,31 +298,3 @@ def shift_of(size: int) -> np.uint64:
         size >>= 1
         shift -= 1
     return np.uint64(shift)
-
-
-@compiled
-def _special_rows(data: np.ndarray, offsets: np.ndarray, special: np.ndarray, rows: np.ndarray) -> bool:
-    """Marks the texts with a special code point (see ``Alphabet``); returns whether there is any."""
-    found = False
-    row = 0
-    place, end = offsets[0], offsets[-1]
-    while place < end:
-        stop = min(place + _STRIDE, end)
-        if stop - place == _STRIDE:
-            high: Any = np.uint8(0)
-            for i in range(_STRIDE):  # without a branch
-                high |= data[place + i]
-            if high < 128:
-                place = stop
-                continue
-        while place < stop:
-            if data[place] < 128:
-                place += 1
-                continue
-            point, length = decode(data, place)
-            if special[point]:
-                while offsets[row + 1] <= place:
-                    row += 1
-                rows[row] = found = True
-            place += length
-    return found

@@ -39,29 +39,45 @@ def find(table: Table, texts: pa.Array, *, spaced: bool) -> tuple[np.ndarray, np
     Returns:
         int64[n], matches of each text; int32[m], their queries, ascending within a text.
     """
-    known = alphabet()
-    data, offsets = buffers(texts) if spaced else folded(texts, known)
+    special = np.zeros(0 if spaced else len(texts), np.bool_)
+    counts, ids = _find(table, texts, spaced, special)
+    if not special.any():
+        return counts, ids
+    rows = np.flatnonzero(special)
+    again, found = _find(table, folded(texts.take(pa.array(rows)).to_pylist()), spaced, special[:0])
+    # Up to now these rows have none.
+    ids = np.insert(ids, np.repeat(np.cumsum(counts)[rows], again), found)
+    counts[rows] = again
+    return counts, ids
+
+
+def _find(table: Table, texts: pa.Array, spaced: bool, special: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As :func:`find`, without the texts that it marks as special."""
+    data, offsets = buffers(texts)
     counts = np.zeros(len(texts), np.int64)
     if not len(texts):
         return counts, np.zeros(0, np.int32)
     longest = int(np.diff(offsets).max())
     room = room_for(max(longest, min(BLOCK_BYTES, int(offsets[-1] - offsets[0]))), BLOCK_TEXTS)
-    apart = signs(" " + BLANKS, SIGNS)
+    apart, known = signs(" " + BLANKS, SIGNS), alphabet()
     values = (np.empty(len(room.begins), np.uint64), np.empty(len(room.begins), np.uint64))
     found = []
     row, size = 0, 1024 + int(offsets[-1] - offsets[0]) // 4
     while row < len(texts):
         ids = np.empty(size, np.int32)
-        row, filled = _search(data, offsets, row, spaced, apart, known, table, room, *values, counts, ids)
+        row, filled = _search(
+            data, offsets, row, spaced, apart, known, table, room, special, *values, counts, ids
+        )
         found.append(ids[:filled])
         size *= 2
-    return counts, np.concatenate(found)
+    return counts, np.concatenate(found) if len(found) > 1 else found[0]
 
 
 @compiled
 def _search(
     data: np.ndarray, offsets: np.ndarray, row: int, spaced: bool, apart: np.ndarray, known: Alphabet,
-    table: Table, room: Room, firsts: np.ndarray, seconds: np.ndarray, counts: np.ndarray, ids: np.ndarray,
+    table: Table, room: Room, special: np.ndarray, firsts: np.ndarray, seconds: np.ndarray,
+    counts: np.ndarray, ids: np.ndarray,
 ) -> tuple[int, int]:  # fmt: skip
     """Searches the texts from ``row`` on until all are done or ``ids`` is full.
 
@@ -81,7 +97,7 @@ def _search(
             and offsets[stop + 1] - offsets[row] <= BLOCK_BYTES
         ):
             stop += 1
-        tokens = cut(data, offsets, row, stop, spaced, apart, known, room)
+        tokens = cut(data, offsets, row, stop, spaced, apart, known, room, special)
         _find_words(room, tokens, table, firsts)
         _find_pairs(firsts, tokens, table, seconds)
         token = 0

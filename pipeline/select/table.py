@@ -84,10 +84,12 @@ def build(ids: np.ndarray, queries: pa.Array, *, spaced: bool) -> Table:
         queries: ``large_binary`` of valid UTF-8, without nulls.
         spaced: Whether words are told by MetaCLIP's spacing rule.
     """
-    known = alphabet()
-    data, offsets = buffers(queries) if spaced else folded(queries, known)
+    data, offsets = buffers(queries if spaced else folded(queries.to_pylist()))
     room = room_for(int(offsets[-1] - offsets[0]), max(len(ids), 1))
-    tokens = cut(data, offsets, 0, len(ids), spaced, signs(" ", ""), known, room) if len(ids) else 0
+    tokens = 0
+    if len(ids):
+        none = np.zeros(0, np.bool_)
+        tokens = cut(data, offsets, 0, len(ids), spaced, signs(" ", ""), alphabet(), room, none)
     numbers = np.empty(tokens, np.int64)
     keys, starts = np.empty(tokens, np.uint64), np.zeros(tokens + 1, np.int64)
     chunks = np.empty(len(room.wide) + tokens, np.uint64)
