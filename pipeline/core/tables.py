@@ -7,7 +7,6 @@ from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.core import manifest, paths
@@ -154,6 +153,8 @@ def find_rows(files: Sequence[str], columns: Sequence[str], where: pc.Expression
     Raises:
         InputError: A file is damaged or lacks a column.
     """
+    import pyarrow.dataset as ds  # brings pandas with it, which most commands can do without
+
     fs, _ = paths.filesystem(files[0])
     names = [paths.filesystem(file)[1] for file in files]
     try:

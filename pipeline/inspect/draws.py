@@ -10,12 +10,11 @@ import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.core import paths, tables
-from pipeline.core.contracts import PAIRS, QUERIES
+from pipeline.core.contracts import PAIRS, QUERIES, QUERY_COUNTS
 from pipeline.core.errors import InputError
 from pipeline.report.figures import Run
 from pipeline.select.balance import draw, pair_hash
 from pipeline.select.match import Matcher
-from pipeline.select.stage import COUNTS
 
 Row = dict[str, Any]
 _DETAIL_CHARS = 500  # of a dropped text, `dropped/` keeps so many
@@ -55,7 +54,7 @@ class Balance:
         contained = _match(listed, texts, str(config.get("matching", "clean"))) if texts and listed else {}
         ids = sorted({i for p in pairs for i in p["query_ids"]} | {i for f in contained.values() for i in f})
         chosen = pc.field("query_id").isin(ids)
-        counts_file = paths.join(folder, COUNTS)
+        counts_file = paths.join(folder, f"{QUERY_COUNTS.name}.parquet")
         counted = [counts_file] if paths.exists(counts_file) else []
         counts = _find(counted if ids else [], ["query_id", "matched", "selected"], chosen)
         names = _find(listed if ids else [], _QUERIES, chosen)

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -28,6 +28,7 @@ from pipeline.select.stage import BATCH_ROWS, COUNTS, Packed, decide, query_coun
 
 NO_HOST: Final = -1
 _UNLIMITED: Final = 2**62
+_HASHES: Final = ("key_high", "key_low", "caption_hash", "pair_hash", "tie")
 _SAMPLE_KEY: Final = b"wit plan sample"
 
 
@@ -115,9 +116,9 @@ def from_candidates(config: SelectConfig, share: float) -> Pool:
         wishes=wishes,
         pair=pair,
         rank=rank_of(pair, packed.tie[rows]),
-        words=held.joined("words")[rows],
-        url=held.joined("url")[rows],
-        host=held.joined("host")[rows],
+        words=held.take("words")[rows],
+        url=held.take("url")[rows],
+        host=held.take("host")[rows],
         hosts=held.hosts,
         share=share,
         read=read,
@@ -145,21 +146,28 @@ def from_pairs(folder: str) -> Pool:
     seed = int(made.config["seed"])
     for batch in tables.read_batches(parts, columns=["pair_id", "url", "text", "rights", "query_ids"]):
         tick(batch.num_rows)
-        held.add_kept(pa.Table.from_batches([batch]), seed)
-    packed = held.packed()
-    wishes = rarest_first(packed.indptr, packed.query_ids, queries=len(matched), matched=matched)
-    lost = made.dropped.get("over_cap", 0)
+        held.add_pairs(pa.Table.from_batches([batch]), seed)
+    query_ids = held.take("query_ids")
+    if not 0 <= query_ids.max(initial=0) < max(1, len(matched)):
+        raise InputError(
+            "the pairs name queries that were not counted",
+            where=counts_file,
+            expected=f"query_id below {len(matched):,}",
+            found=f"{query_ids.max():,}",
+        )
+    wishes = rarest_first(held.indptr(), query_ids, queries=len(matched), matched=matched)
+    pair = held.take("pair_hash").astype(np.uint64)
     return Pool(
         wishes=wishes,
-        pair=packed.pair,
-        rank=rank_of(packed.pair, packed.tie),
-        words=held.joined("words"),
-        url=held.joined("url"),
-        host=held.joined("host"),
+        pair=pair,
+        rank=rank_of(pair, np.zeros(len(pair), np.uint64)),
+        words=held.take("words"),
+        url=held.take("url"),
+        host=held.take("host"),
         hosts=held.hosts,
         share=1.0,
         read=made.rows_in,
-        made_with=int(made.config["cap"]) if lost else None,
+        made_with=int(made.config["cap"]) if made.dropped.get("over_cap") else None,
         capped=int(made.extra.get("queries_capped", 0)),
     )
 
@@ -179,9 +187,7 @@ def host_of(url: str) -> str:
 
 
 class _Held:
-    """Arrays of what was matched so far."""
-
-    _HASHES: Final = ("key_high", "key_low", "caption_hash", "pair_hash", "tie")
+    """Arrays of what was matched so far; a column that was taken is no longer held."""
 
     def __init__(self) -> None:
         self._chunks: dict[str, list[np.ndarray]] = {}
@@ -193,14 +199,12 @@ class _Held:
 
     def add(self, matched: pa.Table) -> None:
         """Takes rows of the first pass, with its hashes."""
-        self._keep({name: matched.column(name).to_numpy() for name in self._HASHES})
+        self._keep({name: matched.column(name).to_numpy() for name in _HASHES})
         self._add_facts(matched)
 
-    def add_kept(self, pairs: pa.Table, seed: int) -> None:
+    def add_pairs(self, pairs: pa.Table, seed: int) -> None:
         """Takes rows of ``pairs/1``, which are no duplicates of one another."""
-        nothing = np.zeros(pairs.num_rows, np.uint64)
-        hashes = dict.fromkeys(self._HASHES, nothing)
-        self._keep(hashes | {"pair_hash": pair_hash(pairs.column("pair_id").to_pylist(), seed)})
+        self._keep({"pair_hash": pair_hash(pairs.column("pair_id").to_pylist(), seed)})
         self._add_facts(pairs)
 
     def _add_facts(self, table: pa.Table) -> None:
@@ -217,7 +221,7 @@ class _Held:
                 "words": words.to_numpy().astype(np.int32),
                 "url": _hashes(urls),
                 "host": np.where(opted_out, NO_HOST, place).astype(np.int32),
-                "lengths": pc.list_value_length(lists).to_numpy().astype(np.int64),
+                "lengths": pc.list_value_length(lists).to_numpy().astype(np.int32),
                 "query_ids": pc.list_flatten(lists).to_numpy().astype(np.int32),
             }
         )
@@ -226,21 +230,25 @@ class _Held:
         for name, values in chunks.items():
             self._chunks.setdefault(name, []).append(values)
 
-    def joined(self, name: str) -> np.ndarray:
-        """All values of a column."""
-        chunks = self._chunks.get(name)
+    def take(self, name: str) -> np.ndarray:
+        """All values of a column, in the order they came."""
+        chunks = self._chunks.pop(name, None)
         return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+
+    def indptr(self) -> np.ndarray:
+        """int64[n + 1], where each row's queries begin."""
+        return np.r_[0, np.cumsum(self.take("lengths"), dtype=np.int64)]
 
     def packed(self) -> Packed:
         """What duplicates, captions and balance need to know."""
-        columns: dict[str, Any] = {name: self.joined(name).astype(np.uint64) for name in self._HASHES}
+        high, low, caption, pair, tie = (self.take(name).astype(np.uint64) for name in _HASHES)
         return Packed(
-            key=np.stack([columns["key_high"], columns["key_low"]], axis=1),
-            caption=columns["caption_hash"],
-            pair=columns["pair_hash"],
-            tie=columns["tie"],
-            indptr=np.r_[0, np.cumsum(self.joined("lengths"))].astype(np.int64),
-            query_ids=self.joined("query_ids").astype(np.int32),
+            key=np.stack([high, low], axis=1),
+            caption=caption,
+            pair=pair,
+            tie=tie,
+            indptr=self.indptr(),
+            query_ids=self.take("query_ids").astype(np.int32),
         )
 
 

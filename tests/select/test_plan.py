@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from pipeline import cli
 from pipeline.core import tables
-from pipeline.core.contracts import CANDIDATES, PAIRS, QUERIES, pair_id
-from pipeline.core.fakes import fake_folder, fake_shards, finished_folder
+from pipeline.core.contracts import CANDIDATES, PAIRS, QUERIES, QUERY_COUNTS, pair_id
+from pipeline.core.fakes import fake_folder, fake_shards, fake_table, finished_folder
 from pipeline.fetch.config import FetchConfig
 from pipeline.select.plan import CAPS, WEBTEXT_WORDS, Costs
 from pipeline.select.pool import host_of, sampled
@@ -217,6 +217,15 @@ def test_nothing_to_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     found = planned(capsys, "--candidates", empty, "--queries", queries)
     assert {p["pairs"] for p in found["plans"]} == {0}
     assert found["plans"][0]["largest_host"] is None
+    out = tmp_path / "pairs"
+    selected((empty, queries), out)
+    again = planned(capsys, "--pairs", str(out))
+    assert again["plans"] == found["plans"]
+    counts = tables.read_files([str(out / "query-counts.parquet")])
+    tables.write_table(str(out / "part-00000.parquet"), fake_table(PAIRS, 3), PAIRS)
+    tables.write_table(str(out / "query-counts.parquet"), counts.slice(0, 1), QUERY_COUNTS)
+    assert cli.main(["plan", "--pairs", str(out)]) == 1
+    assert "name queries that were not counted" in capsys.readouterr().err
 
 
 @given(st.lists(st.text(max_size=8)), st.floats(0.001, 1), st.floats(0.001, 1))
