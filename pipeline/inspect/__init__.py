@@ -1,4 +1,4 @@
-"""``wit inspect``: what a finished table holds, what is doubtful in it, and why something is or is not there."""
+"""``wit inspect``, ``wit why``: what finished tables hold, what is doubtful in them, why something is (not) there."""
 
 from pipeline.inspect.command import COMMANDS
 

@@ -108,7 +108,7 @@ def _finished(args: argparse.Namespace, settings: dict[str, Any]) -> str:
     """Checks that nothing contradicts a finished folder of pairs, and takes its mode."""
     from pipeline.core import manifest
 
-    others = [f"--{name}" for name in settings if name != "mode"]
+    others = [f"--{name.replace('_', '-')}" for name in settings if name != "mode"]
     others += ["--sample"] if args.sample is not None else []
     if others:
         raise UsageError(
