@@ -129,8 +129,8 @@ class Cascade:
     """Words and two cheap models vote, langdetect breaks their ties.
 
     1. Script, words and the page's language say yes, no or nothing (:mod:`pipeline.text.vocabulary`).
-    2. Yes stands on an English page, and elsewhere unless fastText all but rules English out (under
-       :attr:`least_english`): "loro" and "familia" are in an English vocabulary too.
+    2. Yes stands on an English page, and elsewhere unless both models say another language and fastText all but
+       rules English out (under :attr:`least_english`): "loro" and "familia" are in an English vocabulary too.
     3. No stands, unless at least half of the words are known and fastText (with at least
        :attr:`sure_english`) and CLD2 both say English: a list of dictionary forms lacks "aubergine".
     4. Where the words say nothing, fastText and CLD2 decide when they agree, and langdetect when they do not.
@@ -164,7 +164,7 @@ class Cascade:
         first = probable[0].code == "en"
         english = next((found.score for found in probable if found.code == "en"), 0.0)
         if said.english:
-            taken = first or english >= self.least_english
+            taken = first or english >= self.least_english or self._second(text)
         elif said.english is False:
             taken = first and english >= self.sure_english and self._second(text)
         elif first == self._second(text):
