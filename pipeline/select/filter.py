@@ -23,7 +23,7 @@ from pipeline.select.config import SelectConfig
 from pipeline.select.match import Matcher
 from pipeline.text import rules
 from pipeline.text.clean import clean
-from pipeline.text.language import LanguageDetector, make_detector
+from pipeline.text.language import Language, LanguageDetector, make_detector
 from pipeline.text.safety import DenyList, offensive_term, read_deny_list
 from pipeline.text.vocabulary import english_words
 
@@ -107,6 +107,27 @@ def make_tools(listed: pa.Table, config: SelectConfig, stored: str | None = None
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A text that describes something in English."""
+
+    text: str
+    language: Language
+
+
+def judged(as_found: str, page_language: str | None, *, tools: Tools) -> Described | tuple[str, str | None]:
+    """The cleaned text and its language, or the reason and the detail that a row with this text is dropped with."""
+    text = clean(as_found)
+    if reason := rules.broken_rule(text, tools.rules):
+        return reason, as_found
+    language = tools.detector.detect(text, page_language)
+    if language.code != "en":
+        return "not_english", f"{language.code} {language.score}: {text}"
+    if tools.drop_offensive and (term := offensive_term(text)) is not None:
+        return "offensive", term
+    return Described(text, language)
+
+
 def filter_and_match(batch: pa.Table, tools: Tools) -> tuple[pa.Table, pa.Table]:
     """Judges a batch of candidates.
 
@@ -117,29 +138,25 @@ def filter_and_match(batch: pa.Table, tools: Tools) -> tuple[pa.Table, pa.Table]
     Returns:
         Rows of :data:`MATCHED`, and ``dropped`` rows; together as many as came in.
     """
-    texts, languages = [], []
     kept: list[int] = []
+    described: list[Described] = []
     lost: list[tuple[str, str, str | None]] = []
     ids = batch.column("pair_id").to_pylist()
     blocked = _blocked(batch, tools.denied)
+    # Equal texts are judged equally, and the web's pages repeat theirs.
+    judge = functools.cache(functools.partial(judged, tools=tools))
     found = zip(batch.column("text").to_pylist(), batch.column("page_language").to_pylist(), strict=True)
     for row, (as_found, page_language) in enumerate(found):
         if row in blocked:
             lost.append(("blocked_host", ids[row], blocked[row]))
             continue
-        text = clean(as_found)
-        if reason := rules.broken_rule(text, tools.rules):
-            lost.append((reason, ids[row], as_found))
-            continue
-        language = tools.detector.detect(text, page_language)
-        if language.code != "en":
-            lost.append(("not_english", ids[row], f"{language.code} {language.score}: {text}"))
-        elif tools.drop_offensive and (term := offensive_term(text)) is not None:
-            lost.append(("offensive", ids[row], term))
-        else:
+        verdict = judge(as_found, page_language)
+        if isinstance(verdict, Described):
             kept.append(row)
-            texts.append(text)
-            languages.append(language)
+            described.append(verdict)
+        else:
+            lost.append((verdict[0], ids[row], verdict[1]))
+    texts = [d.text for d in described]
     cleaned = pa.array(texts, pa.string())
     matches = tools.matcher.match(cleaned)
     counts = np.bincount(matches.rows, minlength=len(texts))
@@ -149,8 +166,8 @@ def filter_and_match(batch: pa.Table, tools: Tools) -> tuple[pa.Table, pa.Table]
     matched = _matched(
         rows,
         [texts[i] for i in found_any],
-        [languages[i].code for i in found_any],
-        [languages[i].score for i in found_any],
+        [described[i].language.code for i in found_any],
+        [described[i].language.score for i in found_any],
         pa.ListArray.from_arrays(
             np.r_[0, np.cumsum(counts[found_any])].astype(np.int32), pa.array(matches.query_ids, pa.int32())
         ),
