@@ -132,10 +132,10 @@ def boilerplate(text: str) -> str | None:
 
 def few_letters(text: str) -> str | None:
     """Less than half of what is not space is a letter: codes, prices, rulers of dashes."""
-    visible = [c for c in text if not c.isspace()]
+    visible = sum(map(len, text.split()))
     # Marks and joiners belong to letters in many scripts; emoji and digits do not.
-    letters = sum(1 for c in visible if c.isalpha())
-    return "few_letters" if letters < MIN_LETTERS * len(visible) else None
+    letters = sum(map(str.isalpha, text))
+    return "few_letters" if letters < MIN_LETTERS * visible else None
 
 
 def too_short(text: str) -> str | None:
