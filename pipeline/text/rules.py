@@ -53,6 +53,7 @@ _FILE_NAME: Final = re.compile(
     re.IGNORECASE,
 )
 _URL: Final = re.compile(r"(?:https?://|www\.)\S+|\S+\.(?:com|org|net)(?:/\S*)?", re.IGNORECASE)
+_DIGIT: Final = re.compile(r"\d")
 _CAMERA: Final = (
     re.compile(r"\bf\s?/\s?\d", re.IGNORECASE),
     re.compile(r"\biso\s?:?\s?\d{2,6}\b", re.IGNORECASE),
@@ -119,7 +120,8 @@ def camera_settings(text: str) -> str | None:
 
     One hit of exposure data alone may be "a 50 mm lens".
     """
-    hits = sum(1 for p in _CAMERA if p.search(text))
+    # All patterns but one hold a digit.
+    hits = sum(1 for p in _CAMERA if p.search(text)) if _DIGIT.search(text) else 0
     return "camera_settings" if hits >= 2 or " ".join(tokens(text)) in _CAMERA_NAMES else None
 
 
