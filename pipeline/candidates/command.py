@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline.candidates.config import CandidatesConfig
+from pipeline.candidates.layouts import LAYOUTS
 from pipeline.core.command import Command, path_list
 
 
@@ -18,7 +19,7 @@ def _arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("--url-column", metavar="NAME", help="the table's URL column (default: url)")
     made.add_argument("--text-column", metavar="NAME", help="the table's text column (default: text)")
     made.add_argument(
-        "--layout", choices=("laion", "datacomp", "coyo", "img2dataset", "cc3m", "cc12m", "yfcc100m"),
+        "--layout", choices=tuple(LAYOUTS),
         help="tables of a well-known dataset, in place of the names of their columns",
     )  # fmt: skip
     made.add_argument(

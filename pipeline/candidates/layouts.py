@@ -43,6 +43,7 @@ class Layout:
         return Columns(
             url=_first(self.urls, names),
             texts=tuple((_first(wanted, names), source) for wanted, source in self.texts),
+            only=self.only[0] if self.only else None,
         )
 
     def named(self, width: int) -> list[str]:
@@ -62,10 +63,17 @@ class Columns:
     Attributes:
         url: Column of image URLs.
         texts: Columns of texts, with what the result calls such a text.
+        only: Column that tells pictures from other rows.
     """
 
     url: str
     texts: tuple[tuple[str, str], ...]
+    only: str | None = None
+
+    @property
+    def wanted(self) -> list[str]:
+        """The columns that are read: of the URL, of the texts, and ``only``."""
+        return [self.url, *(name for name, _ in self.texts), *([self.only] if self.only else [])]
 
 
 def _first(wanted: tuple[str, ...], names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -155,27 +155,24 @@ def _parquet_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
     with paths.open_input(part.path, decompress=False) as file:
         opened = pq.ParquetFile(file)
         columns = layout.columns(opened.schema_arrow.names)
+        wanted = columns.wanted
         for group in part.groups:
             count = opened.metadata.row_group(group).num_rows
             done = 0
             try:
-                for batch in opened.iter_batches(row_groups=[group], columns=_wanted(columns, layout)):
-                    for row in batch.to_pylist():
-                        yield _row(number + done, row, columns, layout)
+                for batch in opened.iter_batches(row_groups=[group], columns=list(dict.fromkeys(wanted))):
+                    for values in zip(*(batch.column(name).to_pylist() for name in wanted), strict=True):
+                        yield _row(number + done, values, columns)
                         done += 1
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 yield from _lost_rows(part.origin, number + done, count - done, str(error))
             number += count
 
 
-def _wanted(columns: Columns, layout: Layout) -> list[str]:
-    names = [columns.url, *(name for name, _ in columns.texts), *(layout.only or ())[:1]]
-    return list(dict.fromkeys(names))
-
-
-def _row(number: int, row: Mapping[str, object], columns: Columns, layout: Layout) -> _Row:
-    texts = [(row.get(name), source) for name, source in columns.texts]
-    return number, row[columns.url], texts, row.get(layout.only[0]) if layout.only else None
+def _row(number: int, values: Sequence[object], columns: Columns) -> _Row:
+    """A row from the values of :attr:`Columns.wanted`."""
+    texts = [(text, source) for text, (_, source) in zip(values[1:], columns.texts, strict=False)]
+    return number, values[0], texts, values[-1] if columns.only else None
 
 
 def _lost_rows(origin: str, first: int, count: int, detail: str) -> Iterator[Lost]:
@@ -189,7 +186,7 @@ def _csv_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
         first = next(lines)
         names = _names(first, layout)
         columns = layout.columns(names)
-        wanted = _wanted(columns, layout)
+        places = [names.index(name) for name in columns.wanted]
         if layout.header:
             lines = chain([first], lines)
         number = -1
@@ -207,12 +204,11 @@ def _csv_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
                 return
             if not row:
                 continue
-            values = dict(zip(names, row, strict=False))
             # Behind a header line stray columns at a row's end do no harm; without one they would shift all names.
-            if any(name not in values for name in wanted) or (layout.header and len(row) != len(names)):
+            if len(row) <= max(places) or (layout.header and len(row) != len(names)):
                 yield Lost("parse_error", place(part.origin, number), f"{len(row)} of {len(names)} columns")
             else:
-                yield _row(number, values, columns, layout)
+                yield _row(number, [row[place] for place in places], columns)
 
 
 @contextlib.contextmanager
@@ -233,6 +229,7 @@ def _lines(text: io.TextIOWrapper, kind: str) -> Iterator[list[str]]:
 
 
 def _json_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
+    texts = [name for names, _ in layout.texts for name in names]
     with paths.open_input(part.path) as file:
         number = -1
         while True:
@@ -249,7 +246,7 @@ def _json_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
             try:
                 row = json_input.loads(line)
                 # A row without its text is a row without a text, not one that cannot be read.
-                texts = dict.fromkeys(name for names, _ in layout.texts for name in names)
-                yield _row(number, row, layout.columns([*row, *texts]), layout)
+                columns = layout.columns([*row, *texts])
+                yield _row(number, [row.get(name) for name in columns.wanted], columns)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 yield Lost("parse_error", place(part.origin, number), f"{type(error).__name__}: {error}")

@@ -1,14 +1,32 @@
-"""How commands that only answer do so: aligned text on standard output."""
+"""How commands that only answer do so: aligned text on standard output, or JSON for machines."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
-def say(text: str) -> None:
-    """Prints an answer; a reader that has seen enough (``| head``) is no error."""
+def json_flag(made: argparse.ArgumentParser) -> None:
+    """Adds ``--json``."""
+    made.add_argument("--json", action="store_true", help="print JSON for machines")
+
+
+def say(found: Mapping[str, Any], text: Callable[[Mapping[str, Any]], str], *, as_json: bool) -> None:
+    """Prints an answer; a reader that has seen enough (``| head``) is no error.
+
+    Args:
+        found: The answer.
+        text: Makes a person's text of it.
+        as_json: Whether a machine asked.
+    """
+    _write(json.dumps(found, indent=2, ensure_ascii=False) if as_json else text(found))
+
+
+def _write(text: str) -> None:
     try:
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()

@@ -74,11 +74,11 @@ def unpack_evaluation(world: Path, folder: str, *, every: int) -> int:
     if target.exists():
         return sum(1 for _ in target.glob("*/*"))
     partial = target.with_name(f".{target.name}.partial")
+    left_out = {row["eval_id"] for row in _rows(world / "eval" / "left-out.tsv")}
     with paths.output_errors(folder):
         shutil.rmtree(partial, ignore_errors=True)
         pictures = archive(world / "pictures" / f"{EVALUATION}.zip")
         wanted = [name for name in sorted(pictures) if name.endswith(".webp")][::every]
-        left_out = {row["eval_id"] for row in _rows(world / "eval" / "left-out.tsv")}
         wanted = [name for name in wanted if f"{name.removesuffix('.webp')}/{name}" not in left_out]
         for name in wanted:
             stem = name.removesuffix(".webp")
@@ -97,5 +97,8 @@ def leaks(world: Path, *, port: int) -> list[Leak]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except OSError as error:
+        raise InputError("the small world lacks a file", where=path, found=error.strerror) from error

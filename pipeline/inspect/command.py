@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from pipeline.core.answers import say
+from pipeline.core.answers import json_flag, say
 from pipeline.core.command import Task
 from pipeline.core.errors import UsageError
 from pipeline.core.options import RunOptions
@@ -22,7 +21,7 @@ def _arguments(made: argparse.ArgumentParser) -> None:
         help="the matching that the list is judged by (clean)",
     )  # fmt: skip
     made.add_argument("--top", type=int, metavar="N", default=5, help="examples of each kind (5)")
-    made.add_argument("--json", action="store_true", help="print JSON for machines")
+    json_flag(made)
     made.add_argument(
         "--plain", action="store_true", help="spell offensive queries out instead of masking them"
     )
@@ -31,7 +30,7 @@ def _arguments(made: argparse.ArgumentParser) -> None:
 def _why_arguments(made: argparse.ArgumentParser) -> None:
     made.add_argument("asked", metavar="PAIR_ID|URL", help="a pair's id, or the URL of a picture")
     made.add_argument("--run", metavar="DIR", required=True, help="a folder of `wit run` or `wit demo`")
-    made.add_argument("--json", action="store_true", help="print JSON for machines")
+    json_flag(made)
 
 
 COMMANDS = (
@@ -74,7 +73,7 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
         with Progress("inspect", unit="queries", quiet=options.quiet):
             found |= overview.examine(listed, top=args.top)
             found["doctor"] = doctor.examine(listed, args.matching, top=args.top, masked=not args.plain)
-    say(json.dumps(found, indent=2, ensure_ascii=False) if args.json else show.text(found))
+    say(found, show.text, as_json=args.json)
 
 
 def why(args: argparse.Namespace, options: RunOptions) -> None:
@@ -89,4 +88,4 @@ def why(args: argparse.Namespace, options: RunOptions) -> None:
 
     with Progress("why", unit="tables", quiet=options.quiet):
         found = trace.follow(open_run(args.run), args.asked)
-    say(json.dumps(found, indent=2, ensure_ascii=False) if args.json else show.life(found))
+    say(found, show.life, as_json=args.json)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from typing import Any
 
 from pipeline.core import config as configuration
-from pipeline.core.answers import say
+from pipeline.core.answers import json_flag, say
 from pipeline.core.command import Task, lookup
 from pipeline.core.errors import InputError, UsageError
 from pipeline.core.options import RunOptions
@@ -39,7 +38,7 @@ def _arguments(made: argparse.ArgumentParser) -> None:
         ("--mbit-per-s", "bandwidth (1000)"),
     ):
         made.add_argument(flag, type=float, metavar="X", help=what)
-    made.add_argument("--json", action="store_true", help="print JSON for machines")
+    json_flag(made)
 
 
 COMMANDS = (
@@ -94,7 +93,7 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
     for row in found["plans"]:
         if args.target is not None and row["cap"] == solved:
             row["target"] = args.target
-    say(json.dumps(found, indent=2, ensure_ascii=False) if args.json else plan.text(found))
+    say(found, plan.text, as_json=args.json)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Between the passes the matched rows lie in a hidden folder of the output, which 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -93,8 +94,8 @@ class FilterAndMatch(beam.DoFn):
                     matched, dropped = filter_and_match(table, self._tools)
                     matched_writer.write_table(matched)
                     lost_writer.write_table(dropped.cast(DROPPED.schema))
-                    for reason in dropped.column("reason").to_pylist():
-                        beam.metrics.Metrics.counter(STAGE, reason).inc()
+                    for reason, times in Counter(dropped.column("reason").to_pylist()).items():
+                        beam.metrics.Metrics.counter(STAGE, reason).inc(times)
                     rows += batch.num_rows
                     tick(batch.num_rows)
             except (pa.ArrowException, OSError) as error:

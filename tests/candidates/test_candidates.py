@@ -19,8 +19,11 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from pipeline import cli
+from pipeline.candidates.config import CandidatesConfig
 from pipeline.candidates.found import REASONS
+from pipeline.candidates.layouts import LAYOUTS
 from pipeline.core import tables
+from pipeline.core.config import from_table
 from pipeline.core.contracts import CANDIDATES, pair_id
 
 
@@ -285,6 +288,14 @@ def test_layouts_of_known_datasets(
         {"yfcc100m": "not_an_image"} if len(expected) > 1 else {}
     )
     assert dropped(out) == ({lost[layout]: 1} if layout in lost else {})
+
+
+def test_every_layout_may_be_configured() -> None:
+    for name in LAYOUTS:
+        assert (
+            from_table(CandidatesConfig, {"table": ("t.csv",), "layout": name}, where="[candidates]").layout
+            == name
+        )
 
 
 def test_layouts_that_do_not_fit_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

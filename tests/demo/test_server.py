@@ -124,6 +124,9 @@ def test_the_evaluation_set_is_an_image_folder(world: Path, tmp_path: Path) -> N
     (world / "pictures" / "noto.zip").write_bytes(b"PK nonsense")
     with pytest.raises(InputError, match="damaged archive"):
         small_world.unpack_evaluation(world, str(tmp_path / "again"), every=1)
+    (world / "eval" / "left-out.tsv").unlink()
+    with pytest.raises(InputError, match=r"left-out\.tsv: the small world lacks a file"):
+        small_world.unpack_evaluation(world, str(tmp_path / "again"), every=1)
 
 
 def test_demo_without_its_world_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
