@@ -11,6 +11,12 @@ from pipeline.select.config import SelectConfig
 def _arguments(made: argparse.ArgumentParser) -> None:
     selection_arguments(made)
     made.add_argument("--cap", type=int, metavar="N", help="most pairs per query (default: 20000)")
+    made.add_argument(
+        "--reserve",
+        type=float,
+        metavar="FRACTION",
+        help="also write the pairs that a cap larger by FRACTION would add, for `wit fetch --top-up` (default: 0)",
+    )
 
 
 def selection_arguments(made: argparse.ArgumentParser) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from fractions import Fraction
+from typing import Final, Literal
 
 from pipeline.core.config import input_path
+
+MOST_RESERVE: Final = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,8 @@ class SelectConfig:
         max_images_per_caption: A caption that more images share counts for this many of them (ALIGN drops texts
             of more than 10 images; the paper names no number, so the default only stops boiler-plate).
         drop_offensive: Drop texts with a word of the block list.
+        reserve: Beside the pairs, ``reserve/`` gets those that a cap larger by this fraction would add, for
+            ``wit fetch --top-up``; they stay dropped as ``over_cap``. Only with mode ``cap``.
         blocked_hosts: File with hosts and pieces of addresses, one a line (:class:`pipeline.text.safety.DenyList`);
             pairs whose image or page falls under one are dropped.
     """
@@ -41,6 +47,7 @@ class SelectConfig:
     language: Literal["cascade", "vocabulary", "fasttext-lite", "cld2", "langdetect", "none"] = "cascade"
     max_images_per_caption: int = 1_000
     drop_offensive: bool = True
+    reserve: float = 0.0
     blocked_hosts: str | None = input_path()
 
     def __post_init__(self) -> None:
@@ -52,3 +59,15 @@ class SelectConfig:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed} must lie between 0 and 2**63 - 1")
+        if not 0 <= self.reserve <= MOST_RESERVE:
+            raise ValueError(f"reserve={self.reserve} must lie between 0 and {MOST_RESERVE}")
+        if self.reserve and self.mode != "cap":
+            raise ValueError(
+                f"reserve={self.reserve} needs mode='cap', but mode={self.mode!r}: a sample has no cap"
+            )
+
+    @property
+    def reserve_cap(self) -> int:
+        """``cap`` x (1 + ``reserve``), rounded up."""
+        # The decimal number that was written, not the binary one beside it: 10% of 20,000 is no more than 2,000.
+        return self.cap + math.ceil(self.cap * Fraction(repr(self.reserve)))

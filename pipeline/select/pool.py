@@ -23,8 +23,9 @@ from pipeline.core.errors import InputError
 from pipeline.core.progress import tick
 from pipeline.select.balance import Wishes, pair_hash, rank_of, rarest_first
 from pipeline.select.config import SelectConfig
+from pipeline.select.decide import Packed, decide
 from pipeline.select.filter import filter_and_match, load_tools
-from pipeline.select.stage import BATCH_ROWS, COUNTS, Packed, decide, query_count
+from pipeline.select.stage import BATCH_ROWS, COUNTS, query_count
 
 NO_HOST: Final = -1
 _UNLIMITED: Final = 2**62
@@ -103,9 +104,11 @@ def from_candidates(config: SelectConfig, share: float) -> Pool:
     share = read / offered if offered else 1.0
     # A caption's images are thinned out like everything else.
     images = max(1, round(config.max_images_per_caption * share))
-    freely = dataclasses.replace(config, cap=_UNLIMITED, mode="cap", max_images_per_caption=images)
+    freely = dataclasses.replace(
+        config, cap=_UNLIMITED, mode="cap", reserve=0.0, max_images_per_caption=images
+    )
     packed = held.packed()
-    rows = np.flatnonzero(decide(packed, freely, size)[0] >= 0)
+    rows = np.flatnonzero(decide(packed, freely, size).fate >= 0)
     lengths = np.diff(packed.indptr)
     indptr = np.r_[0, np.cumsum(lengths[rows])].astype(np.int64)
     kept = np.zeros(len(lengths), dtype=bool)

@@ -5,6 +5,7 @@ Between the passes the matched rows lie in a hidden folder of the output, which 
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,21 +23,20 @@ from pipeline.core.errors import ContractError, InputError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
 from pipeline.core.stage import RunOptions, StageResult, run_stage
-from pipeline.select.balance import Balanced, balance_cap, balance_sample, rank_of
+from pipeline.select.balance import Balanced
 from pipeline.select.config import SelectConfig
+from pipeline.select.decide import FATES, Decision, decide, pack
 from pipeline.select.filter import MATCHED, STAGE, filter_and_match, load_tools, store_matcher
 from pipeline.select.parts import SortedParts
 from pipeline.text.language import described
 from pipeline.text.safety import read_deny_list
 
 COUNTS: Final = "query-counts.parquet"
+RESERVE: Final = "reserve"
 WORK: Final = ".work"
 MATCHER: Final = "matcher"
 BATCH_ROWS: Final = 8_192
 PART_ROWS: Final = 500_000
-_DUPLICATE: Final = -2
-_REPEATED: Final = -3
-_FATES: Final = {-1: "over_cap", _DUPLICATE: "duplicate", _REPEATED: "caption_repeated"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,126 +103,55 @@ class FilterAndMatch(beam.DoFn):
         yield rows
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Matched rows as arrays: all that duplicates, captions and balance need to know.
-
-    Attributes:
-        key: uint64[n, 2], of URL and cleaned text.
-        caption: uint64[n], of the cleaned text.
-        pair: uint64[n], keyed hash of the pair.
-        tie: uint64[n], hash of the whole candidate.
-        indptr: int64[n + 1] into ``query_ids``.
-        query_ids: int32[m].
-    """
-
-    key: np.ndarray
-    caption: np.ndarray
-    pair: np.ndarray
-    tie: np.ndarray
-    indptr: np.ndarray
-    query_ids: np.ndarray
-
-
-def pack(files: list[str]) -> Packed:
-    """Reads the packed columns of the matched rows."""
-    columns = ["key_high", "key_low", "caption_hash", "pair_hash", "tie", "query_ids"]
-    held: dict[str, list[np.ndarray]] = {name: [] for name in (*columns, "lengths")}
-    for batch in tables.read_batches(files, columns=columns):
-        for name in columns[:-1]:
-            held[name].append(batch.column(name).to_numpy())
-        lists = batch.column("query_ids")
-        held["lengths"].append(np.diff(lists.offsets.to_numpy()))
-        held["query_ids"].append(lists.flatten().to_numpy())
-    joined = {
-        name: np.concatenate(chunks) if chunks else np.zeros(0, np.uint64) for name, chunks in held.items()
-    }
-    return Packed(
-        key=np.stack([joined["key_high"], joined["key_low"]], axis=1),
-        caption=joined["caption_hash"],
-        pair=joined["pair_hash"],
-        tie=joined["tie"],
-        indptr=np.r_[0, np.cumsum(joined["lengths"])].astype(np.int64),
-        query_ids=joined["query_ids"].astype(np.int32),
-    )
-
-
-def place_in_group(groups: list[np.ndarray], order: list[np.ndarray]) -> np.ndarray:
-    """int64[n]: how many rows of the same group come before each row.
-
-    Args:
-        groups: Arrays whose values together name a row's group.
-        order: Arrays that order the rows of a group, the most important first.
-    """
-    sorting = np.lexsort((*order[::-1], *groups[::-1]))
-    new = np.zeros(len(sorting), dtype=bool)
-    new[:1] = True
-    for values in groups:
-        in_order = values[sorting]
-        new[1:] |= in_order[1:] != in_order[:-1]
-    starts = np.flatnonzero(new)
-    place = np.empty(len(sorting), dtype=np.int64)
-    place[sorting] = np.arange(len(sorting)) - np.repeat(starts, np.diff(np.r_[starts, len(sorting)]))
-    return place
-
-
-def decide(packed: Packed, config: SelectConfig, queries: int) -> tuple[np.ndarray, Balanced]:
-    """The fate of each matched row.
+def write_pairs(folder: str, files: list[str], lost: list[str], decision: Decision) -> tuple[int, int]:
+    """Writes kept rows as sorted ``pairs/1`` parts, the reserve beside them, and all but the pairs to ``dropped/``.
 
     Returns:
-        int32[n]: the query it counts for, or a negative number of :data:`_FATES`; and the balance of the rows
-        that were neither duplicates nor repeated captions.
+        How many pairs there are, and how many rows in reserve.
     """
-    fate = np.full(len(packed.pair), _DUPLICATE, dtype=np.int32)
-    first = place_in_group([packed.key[:, 0], packed.key[:, 1]], [packed.tie]) == 0
-    rows = np.flatnonzero(first)
-    shared = place_in_group([packed.caption[rows]], [packed.pair[rows], packed.tie[rows]])
-    fate[rows] = _REPEATED
-    rows = rows[shared < config.max_images_per_caption]
-    lengths = np.diff(packed.indptr)
-    indptr = np.r_[0, np.cumsum(lengths[rows])].astype(np.int64)
-    kept = np.zeros(len(fate), dtype=bool)
-    kept[rows] = True
-    query_ids = packed.query_ids[np.repeat(kept, lengths)]
-    pair, tie = packed.pair[rows], packed.tie[rows]
-    if config.mode == "cap":
-        balanced = balance_cap(indptr, query_ids, rank_of(pair, tie), queries=queries, cap=config.cap)
-    else:
-        balanced = balance_sample(indptr, query_ids, pair, queries=queries, cap=config.cap)
-    fate[rows] = balanced.query_id
-    return fate, balanced
-
-
-def write_pairs(folder: str, files: list[str], lost: list[str], fate: np.ndarray) -> int:
-    """Writes kept rows as sorted ``pairs/1`` parts and all others to ``dropped/``; returns the pairs."""
-    work = paths.join(folder, WORK)
-    kept_rows = int((fate >= 0).sum())
-    lost_rows = len(fate) - kept_rows + tables.count_rows(lost)
-    pairs = SortedParts(
-        folder, work, PAIRS, key="pair_id", order=("pair_id",), parts=1 + kept_rows // PART_ROWS
-    )
+    work, fate, reserved = paths.join(folder, WORK), decision.fate, decision.reserve
+    lost_rows = int((fate < 0).sum()) + tables.count_rows(lost)
     dropped = SortedParts(
         paths.join(folder, "dropped"), work, DROPPED,
         key="id", order=("reason", "id", "detail"), parts=1 + lost_rows // PART_ROWS,
     )  # fmt: skip
-    with pairs, dropped:
+    with contextlib.ExitStack() as stack:
+        pairs = stack.enter_context(_pairs(folder, work, fate))
+        reserve = (
+            None
+            if reserved is None
+            else stack.enter_context(_pairs(paths.join(folder, RESERVE), paths.join(work, RESERVE), reserved))
+        )
+        stack.enter_context(dropped)
         for batch in tables.read_batches(lost):
             dropped.add(pa.Table.from_batches([batch]))
         start = 0
         for batch in tables.read_batches(files):
             here = fate[start : start + batch.num_rows]
-            start += batch.num_rows
             table = pa.Table.from_batches([batch])
-            keep = np.flatnonzero(here >= 0)
-            named = table.take(pa.array(keep)).append_column("query_id", pa.array(here[keep], pa.int32()))
-            pairs.add(named.select(PAIRS.schema.names))
+            _add(pairs, table, here)
+            if reserve is not None and reserved is not None:
+                _add(reserve, table, reserved[start : start + batch.num_rows])
+            start += batch.num_rows
             rest = np.flatnonzero(here < 0)
             ids = table.column("pair_id").take(pa.array(rest)).to_pylist()
             texts = table.column("text").take(pa.array(rest)).to_pylist()
-            reasons = [_FATES[int(f)] for f in here[rest]]
+            reasons = [FATES[int(f)] for f in here[rest]]
             dropped.add(tables.dropped_table(STAGE, zip(reasons, ids, texts, strict=True)))
             tick(batch.num_rows)
-    return pairs.rows
+    return pairs.rows, 0 if reserve is None else reserve.rows
+
+
+def _pairs(folder: str, work: str, fate: np.ndarray) -> SortedParts:
+    parts = 1 + int((fate >= 0).sum()) // PART_ROWS
+    return SortedParts(folder, work, PAIRS, key="pair_id", order=("pair_id",), parts=parts)
+
+
+def _add(pairs: SortedParts, table: pa.Table, query_ids: np.ndarray) -> None:
+    """Adds the rows that count for a query."""
+    keep = np.flatnonzero(query_ids >= 0)
+    named = table.take(pa.array(keep)).append_column("query_id", pa.array(query_ids[keep], pa.int32()))
+    pairs.add(named.select(PAIRS.schema.names))
 
 
 def run(config: SelectConfig, out: str, options: RunOptions) -> Manifest | None:
@@ -259,8 +188,9 @@ def run(config: SelectConfig, out: str, options: RunOptions) -> Manifest | None:
         rows_in = read_total(total)
         matched = _files(paths.join(work, "matched"))
         with Progress("balance", unit="pairs", quiet=options.quiet):
-            fate, balanced = decide(pack(matched), config, n_queries)
-            rows = write_pairs(folder, matched, _files(paths.join(work, "lost")), fate)
+            decision = decide(pack(matched), config, n_queries)
+            rows, reserved = write_pairs(folder, matched, _files(paths.join(work, "lost")), decision)
+        balanced = decision.balanced
         write_counts(folder, balanced)
         paths.remove(work)
         return StageResult(
@@ -271,6 +201,7 @@ def run(config: SelectConfig, out: str, options: RunOptions) -> Manifest | None:
                 "language": described(config.language),
                 "queries_matched": int((balanced.matched > 0).sum()),
                 "queries_capped": int(balanced.capped.sum()),
+                **({"reserve_rows": reserved} if config.reserve else {}),
             },
         )
 
@@ -282,7 +213,7 @@ def run(config: SelectConfig, out: str, options: RunOptions) -> Manifest | None:
         inputs=[candidates, queries, *denied],
         out=out,
         options=options,
-        owned=(COUNTS, f"{WORK}/*"),
+        owned=(COUNTS, f"{RESERVE}/part-*.parquet", f"{WORK}/*"),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from pipeline import cli
 from pipeline.core import tables
 from pipeline.core.contracts import CANDIDATES, PAIRS, QUERIES, QUERY_COUNTS, pair_id
 from pipeline.core.fakes import fake_folder, finished_folder
+from pipeline.select.decide import place_in_group
 from pipeline.select.filter import REASONS
 from pipeline.select.parts import SortedParts
-from pipeline.select.stage import place_in_group
 
 ROWS = [  # text, page language, reason it is dropped for
     ("A red &amp; shiny apple", "en", None),
@@ -156,6 +157,31 @@ def test_balance_and_seed(tmp_path: Path, mode: str) -> None:
         assert kept[20, 0] < kept[40, 0]
 
 
+@pytest.mark.parametrize("reserve", [0.1, 0.5, 2])
+def test_reserve_is_what_a_larger_cap_would_add(tmp_path: Path, reserve: float) -> None:
+    candidates, queries = candidates_folder(tmp_path / "c", many()), queries_folder(tmp_path / "q", WORDS)
+    out, plain, larger = tmp_path / "out", tmp_path / "plain", tmp_path / "larger"
+    assert run(candidates, queries, out, "--cap", "21", "--reserve", str(reserve)) == 0
+    assert run(candidates, queries, plain, "--cap", "21") == 0
+    assert run(candidates, queries, larger, "--cap", str(21 + math.ceil(21 * reserve))) == 0
+    pairs, dropped, manifest = result(out)
+    assert (pairs, dropped) == result(plain)[:2]
+    kept = {p["pair_id"]: p for p in result(larger)[0]}
+    parts = [str(p) for p in sorted((out / "reserve").glob("part-*.parquet"))]
+    PAIRS.check(tables.read_schema(parts[0]), where=parts[0])
+    held = tables.read_files(parts).to_pylist()
+    assert [r["pair_id"] for r in held] == sorted(r["pair_id"] for r in held)
+    assert manifest["reserve_rows"] == len(held) > 0
+    # Together, without overlap, they are the pairs of the larger cap, and each counts there for the query it names.
+    ids = {r["pair_id"] for r in held}
+    assert ids | {p["pair_id"] for p in pairs} == set(kept)
+    assert not ids & {p["pair_id"] for p in pairs}
+    assert held == [kept[r["pair_id"]] for r in held]
+    assert not (plain / "reserve").exists()
+    assert run(candidates, queries, out, "--cap", "21", "--overwrite") == 0
+    assert files(out) == files(plain)
+
+
 def test_metaclip_matching_minds_case_and_punctuation(tmp_path: Path) -> None:
     rows = [
         candidate("http://x.test/1", "a Red (dog) and a dog"),
@@ -269,6 +295,8 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ((good, gapped), 1, "query_id is not dense"),
         ((damaged, queries), 1, "damaged Parquet file"),
         ((good, queries, "--cap", "0"), 2, "cap=0 must be at least 1"),
+        ((good, queries, "--mode", "sample", "--reserve", "0.1"), 2, "needs mode='cap'"),
+        ((good, queries, "--reserve", "-1"), 2, "reserve=-1.0 must lie between 0 and"),
         ((good, queries, "--mode", "cap", "--", "--no_such_option=1"), 2, "no_such_option"),
     ]
     for number, ((candidates, queried, *more), status, words) in enumerate(cases):
