@@ -14,7 +14,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.fetch.config import FetchConfig
@@ -33,6 +33,7 @@ from pipeline.fetch.policy import (
 Resolve = Callable[[str, int], Sequence[str]]
 ROBOTS_BYTES = 512 * 1024  # RFC 9309 §2.5 asks for at least 500 KiB
 _CHUNK = 64 * 1024
+_FIELD_CHARS = 200
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 
@@ -48,6 +49,12 @@ class Answer:
         location: Where a redirect points; ``None`` if this is none.
         is_redirect: Whether the server redirects.
         retry_after_s: Pause that the server asks for.
+        final_url: Where the redirects led; set by :class:`~pipeline.fetch.schedule.Schedule`, ``None`` if nothing
+            was asked.
+        content_type: The header field of this name, as are the next two: at most 200 printable ASCII characters.
+        etag: See ``content_type``.
+        last_modified: See ``content_type``.
+        received: Bytes of body that came, also of one that is not taken.
     """
 
     refusal: Refusal | None = None
@@ -56,6 +63,11 @@ class Answer:
     location: str | None = None
     is_redirect: bool = False
     retry_after_s: float | None = None
+    final_url: str | None = None
+    content_type: str | None = None
+    etag: str | None = None
+    last_modified: str | None = None
+    received: int = 0
 
 
 class _RefusedError(Exception):
@@ -93,6 +105,13 @@ class _TimedSocket:
 
     def close(self) -> None:
         """Nothing: ``http.client`` calls this before the body is read if the server will close; we close later."""
+
+
+def plain_field(value: str | None) -> str | None:
+    """A header field fit for a table: printable ASCII, at most 200 characters; ``None`` if nothing is left."""
+    if value is None:
+        return None
+    return "".join(c for c in value[:1000] if " " <= c <= "~").strip()[:_FIELD_CHARS] or None
 
 
 def remaining(deadline: float) -> float:
@@ -242,6 +261,15 @@ class Client:
             connection.close()
 
     def _take(self, response: http.client.HTTPResponse, robots: bool) -> Answer:
+        headers = response.headers
+        return replace(
+            self._judge(response, robots),
+            content_type=plain_field(headers.get("Content-Type")),
+            etag=plain_field(headers.get("ETag")),
+            last_modified=plain_field(headers.get("Last-Modified")),
+        )
+
+    def _judge(self, response: http.client.HTTPResponse, robots: bool) -> Answer:
         status, headers = response.status, response.headers
         max_bytes = ROBOTS_BYTES if robots else self.config.max_body_bytes
         if status in _REDIRECTS:
@@ -271,4 +299,4 @@ class Client:
             return Answer(refusal=Refusal("truncated", f"{announced} bytes announced"), http_status=status)
         if not body:
             return Answer(refusal=Refusal("empty_body"), http_status=status)
-        return Answer(http_status=status, body=bytes(body))
+        return Answer(http_status=status, body=bytes(body), received=len(body))

@@ -19,23 +19,28 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 DOWNLOAD_REASONS = (
     "bad_url", "blocked_scheme", "blocked_port", "blocked_address", "robots_disallow", "robots_unreachable",
-    "optout_header", "optout_tdm", "optout_meta", "host_backoff", "dns_nxdomain", "dns_temp", "connect_refused",
-    "connect_timeout", "tls_error", "too_many_redirects", "redirect_blocked", "bad_response", "http_4xx",
-    "http_429", "http_5xx", "read_timeout", "deadline", "body_too_large", "truncated", "empty_body",
-    "internal_error",
+    "optout_header", "optout_tdm", "optout_meta", "host_quota", "host_backoff", "deferred", "dns_nxdomain",
+    "dns_temp", "connect_refused", "connect_timeout", "tls_error", "too_many_redirects", "redirect_blocked",
+    "bad_response", "http_4xx", "http_429", "http_5xx", "read_timeout", "deadline", "too_slow", "encoded_body",
+    "body_too_large", "truncated", "empty_body", "internal_error",
 )  # fmt: skip
 IMAGE_REASONS = (
     "not_image", "unsupported_format", "decode_error", "too_many_pixels", "too_small", "aspect_ratio",
 )  # fmt: skip
 REASONS = (*DOWNLOAD_REASONS, *IMAGE_REASONS)
-RETRYABLE = frozenset(
+# Failures that may pass within seconds: asked again in the same run.
+TRANSIENT = frozenset(
     {
         "dns_temp", "connect_refused", "connect_timeout", "http_429", "http_5xx", "read_timeout", "deadline",
         "truncated",
     }
 )  # fmt: skip
+# What a later run asks for again; everything else is final.
+RETRYABLE = TRANSIENT | {
+    "too_slow", "host_quota", "host_backoff", "deferred", "robots_unreachable", "internal_error",
+}  # fmt: skip
 # Failures that say that the host, not the one URL, is in trouble: they count for the circuit breaker.
-HOST_FAILURES = RETRYABLE - {"truncated"}
+HOST_FAILURES = (TRANSIENT | {"too_slow"}) - {"truncated"}
 
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none", "noml"})
 _VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")

@@ -10,7 +10,7 @@ from typing import Any
 from protego import Protego
 
 from pipeline.fetch.client import Answer, Client
-from pipeline.fetch.policy import RETRYABLE, Refusal, Target, own_token, parse_url, redirect
+from pipeline.fetch.policy import TRANSIENT, Refusal, Target, own_token, parse_url, redirect
 
 MAX_REDIRECTS = 5
 _AGENT_LINE = re.compile(r"^[ \t]*user-agent[ \t]*:[ \t]*([^\s#]+)", re.IGNORECASE | re.MULTILINE)
@@ -107,4 +107,4 @@ def _verdict(answer: Answer, also_obey: Sequence[str], *, redirected: bool) -> R
 
 def is_retryable(answer: Answer) -> bool:
     """Whether another attempt at a robots.txt may end better."""
-    return answer.refusal is not None and answer.refusal.reason in RETRYABLE
+    return answer.refusal is not None and answer.refusal.reason in TRANSIENT

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 
 from pipeline.fetch import robots
 from pipeline.fetch.client import Answer, Client
-from pipeline.fetch.policy import HOST_FAILURES, RETRYABLE, Refusal, Target, backoff_s, redirect
+from pipeline.fetch.policy import HOST_FAILURES, TRANSIENT, Refusal, Target, backoff_s, redirect
 from pipeline.fetch.robots import Robots
 
 
@@ -141,7 +141,7 @@ class Schedule:
             if read_robots:
                 answer, rules = robots.read(self.client, job.target)
             else:
-                answer = self.client.get(job.target)
+                answer = replace(self.client.get(job.target), final_url=job.target.url)
         except Exception as error:  # whatever a server's bytes can provoke costs its own URL only
             answer = Answer(refusal=Refusal("internal_error", type(error).__name__))
             rules = Robots(closed=answer.refusal) if read_robots else None
@@ -210,7 +210,7 @@ class Schedule:
             yield from self._follow(job, answer)
         elif refusal is None:
             yield job.asked, answer
-        elif refusal.reason in RETRYABLE:
+        elif refusal.reason in TRANSIENT:
             self._retry(host, job, answer)
         else:
             yield job.asked, _after_redirect(job, answer)
