@@ -12,7 +12,9 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
+from model import interchange
 from model.clip import CLIP
 from model.presets import ModelConfig, from_dict
 from pipeline.core import manifest, paths
@@ -32,12 +34,14 @@ def save_model(folder: str, model: CLIP, *, name: str) -> None:
 
 
 def check(folder: str) -> None:
-    """Checks that a folder is a finished checkpoint.
+    """Checks that a folder is a finished checkpoint of ours, or a checkpoint of somebody else.
 
     Raises:
         InputError: The folder is missing or unfinished.
         ContractError: The folder holds something else.
     """
+    if not paths.exists(paths.join(folder, manifest.NAME)) and interchange.is_foreign(folder):
+        return
     found = manifest.read(folder, made_by=MADE_BY)
     if found.contract != CONTRACT:
         raise ContractError(
@@ -52,24 +56,33 @@ def check(folder: str) -> None:
 def load_model(folder: str) -> CLIP:
     """The model of a finished checkpoint folder, on the CPU, in evaluation mode.
 
+    OpenAI's archives and the folders of open_clip and transformers are read too.
+
     Raises:
         InputError: The folder or a file is missing or damaged, or the folder is unfinished.
         ContractError: The folder holds something else, or weights of another geometry.
     """
     check(folder)
-    model = CLIP(read_config(folder))
-    path = paths.join(folder, WEIGHTS)
-    try:
-        weights = safetensors.torch.load(paths.read_bytes(path))
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise InputError("damaged weights", where=path, found=str(error)) from error
+    config, weights = read_model(folder)
+    model = CLIP(config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ContractError(
-            "the weights do not fit config.json", where=path, found=str(error)[:200]
+            "the weights do not fit the model", where=folder, found=str(error)[:200]
         ) from error
     return model.eval()
+
+
+def read_model(folder: str) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Configuration and weights, with OpenAI's names, of a checkpoint that :func:`check` let pass."""
+    if not paths.exists(paths.join(folder, manifest.NAME)):
+        return interchange.read(folder)
+    path = paths.join(folder, WEIGHTS)
+    try:
+        return read_config(folder), safetensors.torch.load(paths.read_bytes(path))
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise InputError("damaged weights", where=path, found=str(error)) from error
 
 
 def read_config(folder: str) -> ModelConfig:

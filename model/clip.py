@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from model.layers import Transformer
 from model.presets import ModelConfig
 from model.resnet import ModifiedResNet
-from model.text import at_end_of_text, initialise_transformer
+from model.text import at_end_of_text, bag_of_words, initialise_transformer
 from model.vit import VisionTransformer
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # paper 2.5
@@ -51,18 +51,22 @@ class CLIP(nn.Module):
                 out=config.embed_dim,
                 quick_gelu=config.quick_gelu,
             )
-        self.transformer = Transformer(
-            text.width, text.layers, text.heads, causal=True, quick_gelu=config.quick_gelu
-        )
+        if text.kind == "transformer":
+            self.transformer = Transformer(
+                text.width, text.layers, text.heads, causal=True, quick_gelu=config.quick_gelu
+            )
         self.token_embedding = nn.Embedding(text.vocab_size, text.width)
-        self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
+        if text.kind == "transformer":
+            self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
         self.ln_final = nn.LayerNorm(text.width)
         self.text_projection = nn.Parameter(torch.empty(text.width, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.positional_embedding, std=0.01)
+        if text.kind == "transformer":
+            nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=text.width**-0.5)
-        initialise_transformer(self.transformer, text.width)
+        if text.kind == "transformer":
+            initialise_transformer(self.transformer, text.width)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], normalised, to embeddings [B, E], not normalised."""
@@ -74,8 +78,12 @@ class CLIP(nn.Module):
 
         Columns behind the longest text may be cut off: the mask is causal, so they change nothing.
         """
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        x = at_end_of_text(self.transformer(x), tokens)
+        x = self.token_embedding(tokens)
+        if self.config.text_cfg.kind == "cbow":
+            x = bag_of_words(x, tokens)
+        else:
+            x = x + self.positional_embedding[: tokens.shape[1]]
+            x = at_end_of_text(self.transformer(x), tokens)
         out: Tensor = self.ln_final(x) @ self.text_projection
         return out
 

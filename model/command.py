@@ -1,10 +1,10 @@
-"""``wit train`` and ``wit evaluate zero-shot``: flags and where the work is done. Imports nothing heavy."""
+"""``wit train``, ``wit evaluate`` and ``wit export``: flags and where the work is done. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
 
-from model.config import TrainConfig, ZeroShotConfig
+from model.config import ExportConfig, TrainConfig, ZeroShotConfig
 from pipeline.core.command import Command, path_list
 
 
@@ -47,6 +47,16 @@ def _zero_shot(made: argparse.ArgumentParser) -> None:
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="where to compute")
 
 
+def _export(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--model", metavar="PATH", help="checkpoint: ours, open_clip's, transformers' or OpenAI's"
+    )
+    made.add_argument(
+        "--form", choices=("open_clip", "transformers", "wit"), default=None,
+        help="who shall load it (open_clip); wit makes a checkpoint of ours",
+    )  # fmt: skip
+
+
 COMMANDS: tuple[Command, ...] = (
     Command(
         name="train",
@@ -63,5 +73,13 @@ COMMANDS: tuple[Command, ...] = (
         arguments=_zero_shot,
         stage="model.zeroshot:run",
         table="evaluate.zero-shot",
+    ),
+    Command(
+        name="export",
+        help="Write a checkpoint in the form that another program loads.",
+        config=ExportConfig,
+        arguments=_export,
+        stage="model.export:run",
+        table="export",
     ),
 )

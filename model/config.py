@@ -1,4 +1,4 @@
-"""Configurations of ``wit train`` and ``wit evaluate zero-shot``; the defaults are the paper's numbers."""
+"""Configurations of ``wit train``, ``wit evaluate`` and ``wit export``; the defaults are the paper's numbers."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class TrainConfig:
         text_layers: Blocks of the text tower, if another number than the preset's.
         text_width: Width of the text tower, if another than the preset's.
         text_heads: Heads of the text tower, if another number than the preset's.
+        text_encoder: ``transformer``, or ``cbow`` for the mean of a text's token embeddings (Figure 3).
         vocab_size: Entries of the tokenizer, if another number than the preset's.
         embed_dim: Dimension of the joint embedding, if another than the preset's.
         short_side: Pixels of an image's short side before the random square crop; 8/7 of the image size unless
@@ -64,6 +65,7 @@ class TrainConfig:
     text_layers: int | None = None
     text_width: int | None = None
     text_heads: int | None = None
+    text_encoder: Literal["transformer", "cbow"] = "transformer"
     vocab_size: int | None = None
     embed_dim: int | None = None
     short_side: int | None = None
@@ -119,6 +121,7 @@ class TrainConfig:
             "heads": self.text_heads,
             "layers": self.text_layers,
             "vocab_size": self.vocab_size,
+            "kind": self.text_encoder,
         }
         vision_cfg: VisionConfig = dataclasses.replace(base.vision_cfg, **_given(vision))
         text_cfg: TextConfig = dataclasses.replace(base.text_cfg, **_given(text))
@@ -179,3 +182,16 @@ class ZeroShotConfig:
         _refuse(not self.templates, "templates: give at least one, as 'A photo of a {}.'")
         for template in self.templates:
             _refuse("{}" not in template, f"template {template!r}: put {{}} where the class name goes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What to write for another program.
+
+    Attributes:
+        model: Checkpoint: a folder of ours, of open_clip or of transformers, or OpenAI's archive.
+        form: ``open_clip`` or ``transformers``, or ``wit`` to make a checkpoint of ours out of another's.
+    """
+
+    model: str | None = input_path()
+    form: Literal["open_clip", "transformers", "wit"] = "open_clip"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.core.errors import ContractError, UsageError
 
@@ -74,6 +74,8 @@ class TextConfig:
         layers: Blocks.
         context_length: Longest text in tokens, start and end included.
         vocab_size: Entries of the tokenizer; fewer than 49,408 leave out its last merges.
+        kind: ``transformer``, or ``cbow``: the mean of a text's token embeddings, which has no heads and layers
+            (Figure 3 names both).
     """
 
     width: int
@@ -81,12 +83,15 @@ class TextConfig:
     layers: int = 12
     context_length: int = 77
     vocab_size: int = VOCABULARY
+    kind: Literal["transformer", "cbow"] = "transformer"
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"text width {self.width}: choose a multiple of the {self.heads} heads")
         if self.context_length < 3:
             raise ValueError(f"context_length {self.context_length}: a text needs at least 3 tokens")
+        if self.kind not in ("transformer", "cbow"):
+            raise ValueError(f"text encoder {self.kind!r}: choose transformer or cbow")
         if not 514 <= self.vocab_size <= VOCABULARY:
             raise ValueError(f"vocab_size {self.vocab_size}: choose 514 to {VOCABULARY}")
 
@@ -108,8 +113,11 @@ class ModelConfig:
     quick_gelu: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values with open_clip's keys."""
-        return dataclasses.asdict(self)
+        """JSON-ready values with open_clip's keys; what open_clip does not know stands there only if it is used."""
+        values = dataclasses.asdict(self)
+        if self.text_cfg.kind == "transformer":
+            del values["text_cfg"]["kind"]
+        return values
 
 
 def from_dict(values: Mapping[str, Any], *, where: str) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""CLIP's text transformer (paper 2.4): causal, its top layer read at the end-of-text token.
+"""CLIP's text encoders (paper 2.4): a causal transformer read at the end-of-text token, and CBOW (Figure 3).
 
 OpenAI keeps its parameters at the model's top level (``token_embedding``, ``transformer.*`` …), so they are made
 here and owned by :class:`model.clip.CLIP`.
@@ -27,3 +27,13 @@ def initialise_transformer(transformer: Transformer, width: int) -> None:
 def at_end_of_text(states: Tensor, tokens: Tensor) -> Tensor:
     """The state at each text's end token, whose id is the vocabulary's highest: [B, L, D], [B, L] to [B, D]."""
     return states[torch.arange(states.shape[0], device=states.device), tokens.argmax(dim=-1)]
+
+
+def bag_of_words(embedded: Tensor, tokens: Tensor) -> Tensor:
+    """The mean embedding of each text's tokens: [B, L, D], [B, L] to [B, D].
+
+    Start, end and padding do not count; an empty text gives zeros.
+    """
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    inside = ((places > 0) & (places < tokens.argmax(dim=-1, keepdim=True))).unsqueeze(-1).to(embedded.dtype)
+    return (embedded * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)

@@ -35,6 +35,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "dedup report": ("dedup.command", "All/Clean/Overlap accuracies with their statistics"),
     "train": ("model.command", "train CLIP from shards"),
     "evaluate zero-shot": ("model.command", "zero-shot classification with prompt ensembling"),
+    "export": ("model.command", "write a checkpoint as open_clip or transformers load it"),
     "run": ("pipeline.run", "every stage that a run file names, in order, skipping what is finished"),
     "demo": ("pipeline.demo", "the whole chain on the small world that ships with the repository"),
     "why": ("pipeline.inspect", "what happened to a pair or a URL at each stage of a run"),
