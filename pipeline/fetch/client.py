@@ -1,41 +1,44 @@
 """One HTTP request, guarded: the connection goes to the address that was checked, and nothing is waited for or
 read without a limit.
 
-Standard ``http.client`` over a socket of our own: no proxies from the environment, no netrc, no cookies, no
-redirects followed, no content decoding. A server can cost its deadline and its byte cap, never more.
+Standard ``http.client`` over connections of our own: no proxies from the environment, no netrc, no cookies, no
+redirects followed, no content decoding. A server can cost its deadline and its byte cap, never more. Connections are
+kept open for the next request to the same authority; one that turns out to be closed costs a new one, not a failure.
 """
 
 from __future__ import annotations
 
 import http.client
-import io
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import lru_cache
 
 from pipeline.fetch.config import FetchConfig
+from pipeline.fetch.connection import CHUNK, Connection, Kept
 from pipeline.fetch.policy import (
     Refusal,
+    RefusedError,
     Target,
     choose_addresses,
     header_opt_out,
     networks,
     own_token,
+    refused_coding,
     refused_status,
     retry_after_s,
     user_agent,
 )
+from pipeline.fetch.resolve import Names, Resolve, system_resolver
 
-Resolve = Callable[[str, int], Sequence[str]]
 ROBOTS_BYTES = 512 * 1024  # RFC 9309 §2.5 asks for at least 500 KiB
-_CHUNK = 64 * 1024
 _FIELD_CHARS = 200
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_NO_SUCH_NAME = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
+# The rest of an unwanted answer that is read so that its connection can be kept.
+_DRAIN_BYTES = 16 * 1024
+_DRAIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,43 +73,6 @@ class Answer:
     received: int = 0
 
 
-class _RefusedError(Exception):
-    def __init__(self, reason: str, detail: str | None = None) -> None:
-        super().__init__(reason)
-        self.refusal = Refusal(reason, detail)
-
-
-class _TimedReader(io.RawIOBase):
-    """Reads a socket; each read waits at most the read timeout and never past the deadline."""
-
-    def __init__(self, sock: socket.socket, read_timeout_s: float, deadline: float) -> None:
-        self._sock, self._read_timeout_s, self._deadline = sock, read_timeout_s, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self._sock.settimeout(min(self._read_timeout_s, remaining(self._deadline)))
-        return self._sock.recv_into(buffer)
-
-
-class _TimedSocket:
-    """The part of a socket that ``http.client`` uses, with limits."""
-
-    def __init__(self, sock: socket.socket, read_timeout_s: float, deadline: float) -> None:
-        self._sock, self._read_timeout_s, self._deadline = sock, read_timeout_s, deadline
-
-    def makefile(self, _mode: str, **_: object) -> io.BufferedReader:
-        return io.BufferedReader(_TimedReader(self._sock, self._read_timeout_s, self._deadline), _CHUNK)
-
-    def sendall(self, data: bytes) -> None:
-        self._sock.settimeout(min(self._read_timeout_s, remaining(self._deadline)))
-        self._sock.sendall(data)
-
-    def close(self) -> None:
-        """Nothing: ``http.client`` calls this before the body is read if the server will close; we close later."""
-
-
 def plain_field(value: str | None) -> str | None:
     """A header field fit for a table: printable ASCII, at most 200 characters; ``None`` if nothing is left."""
     if value is None:
@@ -114,22 +80,10 @@ def plain_field(value: str | None) -> str | None:
     return "".join(c for c in value[:1000] if " " <= c <= "~").strip()[:_FIELD_CHARS] or None
 
 
-def remaining(deadline: float) -> float:
-    """Seconds left until a ``time.monotonic`` deadline.
-
-    Raises:
-        _RefusedError: Nothing is left.
-    """
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise _RefusedError("deadline")
-    return left
-
-
-def system_resolver(host: str, port: int) -> list[str]:
-    """Addresses of a host by the system's resolver, in its order, without repeats."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+@lru_cache(maxsize=1)
+def _trusted_authorities() -> ssl.SSLContext:
+    # Reading all authorities takes some 70 ms: once in a process, not per request or group.
+    return ssl.create_default_context()
 
 
 class Client:
@@ -154,76 +108,59 @@ class Client:
         self.allowed = networks(config.allow_address)
         self.agents = (own_token(), *config.also_obey)
         self._user_agent = user_agent(version, config.contact)
-        self._resolve = resolve
-        # Building a context reads all authorities (some 70 ms): once, not per request.
-        self._ssl = ssl_context or ssl.create_default_context()
-        self._lock = threading.Lock()
-        self._resolved: dict[str, tuple[str, ...]] = {}
+        self._names = Names(resolve, config.dns_concurrency)
+        self._ssl = ssl_context or _trusted_authorities()
+        self._kept = Kept(config.keep_alive_s)
 
-    def get(self, target: Target, *, robots: bool = False) -> Answer:
+    def close(self) -> None:
+        """Hangs up on all servers; the client can still be used."""
+        self._kept.close()
+
+    def get(self, target: Target, *, robots: bool = False, reserved: bool = False) -> Answer:
         """Asks for one URL; redirects are returned, not followed.
 
         Args:
             target: What to ask for.
-            robots: It is a robots.txt: the beginning of a long one will do, and header opt-outs are not about us.
+            robots: It is a robots.txt or another file about the site: the beginning of a long one will do, and
+                header opt-outs are not about us.
+            reserved: The site's tdmrep.json reserves it; only its own header can lift that.
         """
         deadline = time.monotonic() + self.config.deadline_s
         try:
-            sock = self._connect(target, deadline)
-            try:
-                return self._exchange(sock, target, deadline, robots)
-            finally:
-                sock.close()
-        except _RefusedError as error:
+            connection = self._kept.take(target)
+            if connection is not None:
+                with suppress(_StaleError):
+                    return self._ask(connection, target, deadline, robots, reserved)
+            return self._ask(self._connect(target, deadline), target, deadline, robots, reserved)
+        except RefusedError as error:
             return Answer(refusal=error.refusal)
-        except TimeoutError:
-            spent = time.monotonic() >= deadline
-            return Answer(refusal=Refusal("deadline" if spent else "read_timeout"))
-        except ssl.SSLError as error:
-            return Answer(refusal=Refusal("tls_error", error.reason))
-        except (ConnectionError, http.client.RemoteDisconnected):
-            return Answer(refusal=Refusal("truncated", "connection closed"))
-        except OSError as error:
-            return Answer(refusal=Refusal("truncated", error.strerror or type(error).__name__))
 
-    def _addresses(self, target: Target) -> tuple[str, ...]:
-        with self._lock:
-            known = self._resolved.get(target.host)
-        if known is None:
-            try:
-                known = tuple(self._resolve(target.host, target.port))
-            except socket.gaierror as error:
-                reason = "dns_nxdomain" if error.errno in _NO_SUCH_NAME else "dns_temp"
-                raise _RefusedError(reason, error.strerror) from error
-            except (OSError, UnicodeError) as error:
-                raise _RefusedError("dns_temp", type(error).__name__) from error
-            with self._lock:
-                known = self._resolved.setdefault(target.host, known)
-        chosen = choose_addresses(target, known, self.allowed)
-        if isinstance(chosen, Refusal):
-            raise _RefusedError(chosen.reason, chosen.detail)
-        return chosen
-
-    def _connect(self, target: Target, deadline: float) -> socket.socket:
-        addresses = self._addresses(target)
+    def _connect(self, target: Target, deadline: float) -> Connection:
+        addresses = choose_addresses(
+            target, self._names.addresses(target.host, target.port, deadline), self.allowed
+        )
+        if isinstance(addresses, Refusal):
+            raise RefusedError(addresses.reason, addresses.detail)
         until = min(deadline, time.monotonic() + self.config.connect_timeout_s)
-        refusal = _RefusedError("connect_refused")
+        refusal = RefusedError("connect_refused")
         for address in addresses:
             left = until - time.monotonic()
             if left <= 0:
-                raise _RefusedError("connect_timeout")
+                refusal = RefusedError("connect_timeout")
+                break
             try:
                 # A literal address: nothing is resolved again between the check and the connection.
                 sock = socket.create_connection((address, target.port), timeout=left)
             except TimeoutError:
-                refusal = _RefusedError("connect_timeout")
-                continue
+                refusal = RefusedError("connect_timeout")
             except OSError as error:
-                refusal = _RefusedError("connect_refused", error.strerror)
-                continue
-            if target.scheme == "http":
-                return sock
-            return self._wrap(sock, target, until)
+                refusal = RefusedError("connect_refused", error.strerror)
+            else:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return Connection(
+                    sock if target.scheme == "http" else self._wrap(sock, target, until), self.config
+                )
+        self._names.forget(target.host)
         raise refusal
 
     def _wrap(self, sock: socket.socket, target: Target, until: float) -> ssl.SSLSocket:
@@ -232,71 +169,142 @@ class Client:
             return self._ssl.wrap_socket(sock, server_hostname=target.host.rstrip("."))
         except TimeoutError as error:
             sock.close()
-            raise _RefusedError("connect_timeout", "TLS handshake") from error
+            raise RefusedError("connect_timeout", "TLS handshake") from error
         except (OSError, ValueError) as error:
             sock.close()
             detail = error.reason if isinstance(error, ssl.SSLError) else type(error).__name__
-            raise _RefusedError("tls_error", detail) from error
+            raise RefusedError("tls_error", detail) from error
 
-    def _exchange(self, sock: socket.socket, target: Target, deadline: float, robots: bool) -> Answer:
-        connection = http.client.HTTPConnection(target.host, target.port)
-        connection.sock = _TimedSocket(sock, self.config.read_timeout_s, deadline)
+    def _ask(
+        self, connection: Connection, target: Target, deadline: float, robots: bool, reserved: bool
+    ) -> Answer:
+        """One request and its answer; keeps the connection if it can be used again, or hangs up.
+
+        Raises:
+            _StaleError: The server closed a kept connection before it answered.
+        """
+        keep = False
         try:
-            connection.putrequest("GET", target.path, skip_host=True, skip_accept_encoding=True)
-            connection.putheader("Host", target.netloc)
-            connection.putheader("User-Agent", self._user_agent)
-            connection.putheader("Accept", "image/jpeg,image/png,image/webp,image/gif;q=0.9,*/*;q=0.1")
-            connection.putheader("Accept-Encoding", "identity")
-            connection.putheader("Connection", "close")
-            connection.endheaders()
-            response = connection.getresponse()
-            return self._take(response, robots)
-        except http.client.RemoteDisconnected:
-            raise
-        except http.client.IncompleteRead:
-            return Answer(refusal=Refusal("truncated", "chunked body"))
+            connection.begin(deadline)
+            response = self._send(connection.http, target)
+            answer = self._take(connection, response, robots, reserved)
+            keep = _is_whole(response)
+            return answer
+        except RefusedError as error:
+            return Answer(refusal=error.refusal)
+        except TimeoutError:
+            spent = time.monotonic() >= deadline
+            return Answer(refusal=Refusal("deadline" if spent else "read_timeout"))
+        except OSError as error:  # http.client's RemoteDisconnected is one
+            if connection.reused and not connection.incoming.received:
+                raise _StaleError from error
+            if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+                return Answer(refusal=Refusal("tls_error", error.reason))
+            closed = isinstance(error, ConnectionError | ssl.SSLEOFError)
+            detail = "connection closed" if closed else error.strerror or type(error).__name__
+            return Answer(refusal=Refusal("truncated", detail))
         except (http.client.HTTPException, ValueError) as error:
             return Answer(refusal=Refusal("bad_response", type(error).__name__))
         finally:
-            connection.close()
+            if keep:
+                self._kept.put(target, connection)
+            else:
+                connection.hang_up()
 
-    def _take(self, response: http.client.HTTPResponse, robots: bool) -> Answer:
+    def _send(self, http: http.client.HTTPConnection, target: Target) -> http.client.HTTPResponse:
+        http.putrequest("GET", target.path, skip_host=True, skip_accept_encoding=True)
+        http.putheader("Host", target.netloc)
+        http.putheader("User-Agent", self._user_agent)
+        http.putheader("Accept", "image/jpeg,image/png,image/webp,image/gif;q=0.9,*/*;q=0.1")
+        http.putheader("Accept-Encoding", "identity")
+        if not self.config.keep_alive_s:
+            http.putheader("Connection", "close")
+        http.endheaders()
+        return http.getresponse()
+
+    def _take(
+        self, connection: Connection, response: http.client.HTTPResponse, robots: bool, reserved: bool
+    ) -> Answer:
         headers = response.headers
+        answer = self._judge(response, robots, reserved)
+        if answer is None:
+            answer = self._read(connection, response, robots)
+        else:
+            _read_rest(connection, response)
         return replace(
-            self._judge(response, robots),
+            answer,
+            http_status=response.status,
             content_type=plain_field(headers.get("Content-Type")),
             etag=plain_field(headers.get("ETag")),
             last_modified=plain_field(headers.get("Last-Modified")),
         )
 
-    def _judge(self, response: http.client.HTTPResponse, robots: bool) -> Answer:
+    def _judge(self, response: http.client.HTTPResponse, robots: bool, reserved: bool) -> Answer | None:
+        """What status and headers alone decide; ``None`` if the body is wanted."""
         status, headers = response.status, response.headers
-        max_bytes = ROBOTS_BYTES if robots else self.config.max_body_bytes
         if status in _REDIRECTS:
-            return Answer(http_status=status, is_redirect=True, location=headers.get("Location"))
+            return Answer(is_redirect=True, location=headers.get("Location"))
         refusal = refused_status(status)
         if refusal is None and not robots:
-            tags = headers.get_all("X-Robots-Tag", [])
-            refusal = header_opt_out(tags, headers.get("TDM-Reservation"), self.agents)
-        if refusal is not None:
-            pause = retry_after_s(headers.get("Retry-After"))
-            return Answer(refusal=refusal, http_status=status, retry_after_s=pause)
+            tdm = headers.get("TDM-Reservation")
+            refusal = header_opt_out(headers.get_all("X-Robots-Tag", []), tdm, self.agents)
+            if refusal is None and reserved and tdm is None:
+                refusal = Refusal("optout_tdm", "tdmrep.json")
+        refusal = refusal or refused_coding(headers.get("Content-Encoding"))
+        if refusal is None:
+            return None
+        return Answer(refusal=refusal, retry_after_s=retry_after_s(headers.get("Retry-After")))
+
+    def _read(self, connection: Connection, response: http.client.HTTPResponse, robots: bool) -> Answer:
+        max_bytes = ROBOTS_BYTES if robots else self.config.max_body_bytes
         # http.client counts this down while reading; ``None`` for chunked bodies and those that end by closing.
         announced = response.length
+        too_large = Refusal("body_too_large", f"more than {max_bytes}")
         if announced is not None and announced > max_bytes and not robots:
-            return Answer(refusal=Refusal("body_too_large", f"more than {max_bytes}"), http_status=status)
+            return Answer(refusal=too_large)
+        connection.incoming.allow_body(max_bytes)
         body = bytearray()
         try:
-            while len(body) <= max_bytes and (chunk := response.read1(_CHUNK)):
+            while len(body) <= max_bytes and (chunk := response.read1(CHUNK)):
                 body += chunk
-        except _RefusedError as error:
-            return Answer(refusal=error.refusal, http_status=status)
-        if len(body) > max_bytes:
-            if not robots:
-                return Answer(refusal=Refusal("body_too_large", f"more than {max_bytes}"), http_status=status)
-            del body[max_bytes:]
-        elif announced is not None and len(body) < announced:
-            return Answer(refusal=Refusal("truncated", f"{announced} bytes announced"), http_status=status)
-        if not body:
-            return Answer(refusal=Refusal("empty_body"), http_status=status)
-        return Answer(http_status=status, body=bytes(body), received=len(body))
+        except http.client.IncompleteRead:
+            return Answer(refusal=Refusal("truncated", "chunked body"), received=len(body))
+        except TimeoutError:
+            spent = time.monotonic() >= connection.incoming.deadline
+            return Answer(refusal=Refusal("deadline" if spent else "read_timeout"), received=len(body))
+        except RefusedError as error:
+            return Answer(refusal=error.refusal, received=len(body))
+        received, refusal = len(body), None
+        if received > max_bytes and not robots:
+            refusal = too_large
+        elif announced is not None and received < min(announced, max_bytes):
+            refusal = Refusal("truncated", f"{announced} bytes announced")
+        elif not body:
+            refusal = Refusal("empty_body")
+        if refusal is not None:
+            return Answer(refusal=refusal, received=received)
+        return Answer(body=bytes(body[:max_bytes]), received=received)
+
+
+class _StaleError(Exception):
+    pass
+
+
+def _read_rest(connection: Connection, response: http.client.HTTPResponse) -> None:
+    """Reads the short body of an unwanted answer, so that its connection can be kept; a long one is left."""
+    if response.will_close or (response.length or 0) > _DRAIN_BYTES:
+        return
+    connection.begin(min(connection.incoming.deadline, time.monotonic() + _DRAIN_SECONDS))
+    drained = 0
+    with suppress(OSError, RefusedError, http.client.HTTPException, ValueError):
+        while drained <= _DRAIN_BYTES and (chunk := response.read1(CHUNK)):
+            drained += len(chunk)
+
+
+def _is_whole(response: http.client.HTTPResponse) -> bool:
+    """Whether an answer is read to its end, so that its connection may carry another."""
+    if response.will_close or len(response.headers.get_all("Content-Length", [])) > 1:
+        return False
+    whole = response.isclosed() if response.length is None else response.length == 0
+    response.close()
+    return whole

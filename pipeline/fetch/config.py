@@ -26,6 +26,12 @@ class FetchConfig:
         connect_timeout_s: Longest wait for a connection and its TLS handshake.
         read_timeout_s: Longest silence of a server.
         deadline_s: Longest time for one request, whatever the server does.
+        min_rate_bytes_s: Bytes a second below which an answer is given up, on average since its first byte; 0 for none.
+        min_rate_grace_s: Seconds from an answer's first byte before its rate counts.
+        keep_alive_s: Longest rest of a connection before it is used again for the same host; 0 keeps none.
+        dns_concurrency: Names looked up at a time in one group of hosts.
+        dns_abort_share: The run stops if more than this share of hosts cannot be looked up for now: the resolver is
+            the problem, not the hosts. 1 never stops.
         max_body_bytes: Longest body; checked while it streams.
         max_redirects: Redirects followed for one URL.
         retries: Further attempts after a failure that may pass (timeouts, 429, 5xx).
@@ -36,6 +42,11 @@ class FetchConfig:
         breaker_failures: Failures in a row after which a host is left alone for the rest of the run.
         host_concurrency: Requests in flight at one host.
         host_gap_s: Least time between the starts of two requests to one host.
+        host_gap_cap_s: The gap doubles with each 429 or 503, up to this, and shrinks again with successes.
+        max_per_host: URLs of one host asked for in one run; 0 for all. The rest is left for another run.
+        group_budget_s: Time for one group of hosts; what has not started by then is left for another run. 0 for
+            no limit.
+        tdmrep: Read the ``/.well-known/tdmrep.json`` of each site and heed its reservations.
         host_groups: Groups of hosts that workers take one at a time; 0 chooses from Beam's options.
         fetch_threads: Requests in flight in one group of hosts.
         image_size: Pixels of the side that ``resize_mode`` names.
@@ -58,6 +69,11 @@ class FetchConfig:
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 10.0
     deadline_s: float = 30.0
+    min_rate_bytes_s: int = 1_000
+    min_rate_grace_s: float = 5.0
+    keep_alive_s: float = unhashed(15.0)
+    dns_concurrency: int = unhashed(16)
+    dns_abort_share: float = unhashed(0.2)
     max_body_bytes: int = 10 * 2**20
     max_redirects: int = 5
     retries: int = 2
@@ -68,8 +84,12 @@ class FetchConfig:
     breaker_failures: int = 10
     host_concurrency: int = unhashed(2)
     host_gap_s: float = unhashed(1.0)
+    host_gap_cap_s: float = unhashed(30.0)
+    max_per_host: int = 0
+    group_budget_s: float = unhashed(0.0)
+    tdmrep: bool = True
     host_groups: int = unhashed(0)
-    fetch_threads: int = unhashed(32)
+    fetch_threads: int = unhashed(64)
     image_size: int = 256
     resize_mode: ResizeMode = "keep_ratio"
     resize_only_if_bigger: bool = True
@@ -92,14 +112,15 @@ class FetchConfig:
             raise ValueError(f"contact is {self.contact!r}: give a plain ASCII address or URL")
         for name in (
             "connect_timeout_s", "read_timeout_s", "deadline_s", "max_body_bytes", "backoff_base_s",
-            "backoff_cap_s", "breaker_failures", "host_concurrency", "fetch_threads", "image_size",
+            "backoff_cap_s", "breaker_failures", "dns_concurrency", "host_concurrency", "fetch_threads", "image_size",
             "max_image_area", "rows_per_shard", "decode_threads",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
         for name in (
             "max_redirects", "retries", "retry_after_cap_s", "crawl_delay_cap_s", "host_gap_s", "host_groups",
-            "min_image_size",
+            "min_image_size", "min_rate_bytes_s", "min_rate_grace_s", "keep_alive_s", "dns_abort_share",
+            "host_gap_cap_s", "max_per_host", "group_budget_s",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")

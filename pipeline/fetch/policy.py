@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -27,7 +28,9 @@ DOWNLOAD_REASONS = (
 IMAGE_REASONS = (
     "not_image", "unsupported_format", "decode_error", "too_many_pixels", "too_small", "aspect_ratio",
 )  # fmt: skip
-REASONS = (*DOWNLOAD_REASONS, *IMAGE_REASONS)
+# Given to pairs whose image was, or could be, fetched.
+PAIR_REASONS = ("duplicate", "takedown")
+REASONS = (*DOWNLOAD_REASONS, *IMAGE_REASONS, *PAIR_REASONS)
 # Failures that may pass within seconds: asked again in the same run.
 TRANSIENT = frozenset(
     {
@@ -44,6 +47,8 @@ HOST_FAILURES = (TRANSIENT | {"too_slow"}) - {"truncated"}
 
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none", "noml"})
 _VALUED = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
+# Not codings at all, but sent as such beside plain bodies.
+_PLAIN_CODINGS = frozenset({"", "identity", "none", "binary", "utf-8", "aws-chunked"})
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?\.?", re.ASCII)
 _MAX_URL = 8_192
@@ -62,6 +67,14 @@ class Refusal:
 
     reason: str
     detail: str | None = None
+
+
+class RefusedError(Exception):
+    """A :class:`Refusal` on its way out of the network code."""
+
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        super().__init__(reason)
+        self.refusal = Refusal(reason, detail)
 
 
 @dataclass(frozen=True, order=True)
@@ -198,7 +211,7 @@ def choose_addresses(
         return tuple(by_user)
     public = [a for a in resolved if is_global(a)]
     if not public:
-        return Refusal("blocked_address", ", ".join(sorted(set(resolved))))
+        return Refusal("blocked_address", ", ".join(sorted(set(resolved))[:4]))
     if target.port not in _PORTS.values():
         return Refusal("blocked_port", str(target.port))
     return tuple(public)
@@ -215,7 +228,10 @@ def own_token() -> str:
 
 
 def header_opt_out(
-    robots_tags: Iterable[str], tdm_reservation: str | None, agents: Iterable[str]
+    robots_tags: Iterable[str],
+    tdm_reservation: str | None,
+    agents: Iterable[str],
+    now: datetime | None = None,
 ) -> Refusal | None:
     """Whether an answer's headers ask not to be used for machine learning or indexing.
 
@@ -223,19 +239,71 @@ def header_opt_out(
         robots_tags: Values of all ``X-Robots-Tag`` fields; a directive may be scoped to a bot (``bot: noai``).
         tdm_reservation: Value of ``TDM-Reservation``.
         agents: Names that we answer to.
+        now: The time that ``unavailable_after`` is held against; by default the present.
     """
     names = {a.lower() for a in agents}
     for value in robots_tags:
-        applies = True
-        for token in value.lower().split(","):
+        applies, tokens = True, value.lower().split(",")
+        for i, token in enumerate(tokens):
             scope, colon, rest = token.partition(":")
             if colon and scope.strip() not in _VALUED:
                 applies, token = scope.strip() in names or scope.strip() == "*", rest
             if applies and token.strip() in OPT_OUTS:
                 return Refusal("optout_header", token.strip())
+            if applies and _is_past(token, tokens[i + 1 : i + 2], now or datetime.now(UTC)):
+                return Refusal("optout_header", "unavailable_after")
     if tdm_reservation is not None and tdm_reservation.strip() == "1":
         return Refusal("optout_tdm", "tdm-reservation: 1")
     return None
+
+
+def _is_past(token: str, following: Sequence[str], now: datetime) -> bool:
+    """Whether a directive says that the time to show its picture is over."""
+    name, _, date = token.partition(":")
+    if name.strip() != "unavailable_after":
+        return False
+    # A date that begins with its day of the week has a comma of its own.
+    for text in (date, ",".join([date, *following])):
+        when = _moment(text.strip())
+        if when is not None:
+            return when < now
+    return False
+
+
+def _moment(text: str) -> datetime | None:
+    """A date as RFC 822 or ISO 8601 write it; without a zone it is UTC."""
+    for read in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            when = read(text.upper())
+        except ValueError:
+            continue
+        return when if when.tzinfo else when.replace(tzinfo=UTC)
+    return None
+
+
+def refused_coding(value: str | None) -> Refusal | None:
+    """The reason of a compressed body, which nobody asked for: it could grow to any size."""
+    codings = {token.strip() for token in (value or "").lower().split(",")} - _PLAIN_CODINGS
+    return Refusal("encoded_body", ", ".join(sorted(codings))[:40]) if codings else None
+
+
+def within_quota(
+    targets: Iterable[Target], most: int, spent: Mapping[str, int] | None = None
+) -> tuple[list[Target], list[Target]]:
+    """Splits URLs into the first ``most`` of each host, in the order given, and the rest.
+
+    Args:
+        targets: URLs.
+        most: URLs of a host; 0 sets no limit.
+        spent: What a host has used up before, by its name: a run that goes on chooses as if it had never stopped.
+    """
+    counts = Counter(spent or {})
+    taken: list[Target] = []
+    over: list[Target] = []
+    for target in targets:
+        counts[target.host] += 1
+        (taken if not most or counts[target.host] <= most else over).append(target)
+    return taken, over
 
 
 def refused_status(status: int) -> Refusal | None:
@@ -257,12 +325,8 @@ def retry_after_s(value: str | None, now: datetime | None = None) -> float | Non
         return None
     if value.strip().isascii() and value.strip().isdigit():
         return float(value.strip())
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max(0.0, (when - (now or datetime.now(UTC))).total_seconds())
+    when = _moment(value.strip())
+    return None if when is None else max(0.0, (when - (now or datetime.now(UTC))).total_seconds())
 
 
 def backoff_s(url: str, attempt: int, *, base_s: float, cap_s: float) -> float:

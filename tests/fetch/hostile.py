@@ -20,23 +20,29 @@ class Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     site: Site
 
+    def setup(self) -> None:
+        super().setup()
+        self.asked = 0
+
     def do_GET(self) -> None:
         site = self.site
         self.host = host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
         self.counted = True
+        self.asked += 1
         with site.lock:
+            site.connections[host] += self.asked == 1
             site.hits[self.path] += 1
             site.log.append((time.monotonic(), host, self.path))
             site.headers[self.path] = dict(self.headers)
             site.now[host] += 1
             site.most[host] = max(site.most[host], site.now[host])
+        self.close_connection = True
         try:
             site.handler(self.path)(self)
         except OSError:
-            pass  # the client hung up, as it should
+            self.close_connection = True  # the client hung up, as it should
         finally:
             self._leave()
-            self.close_connection = True
 
     def _leave(self) -> None:
         with self.site.lock:
@@ -50,6 +56,11 @@ class Request(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         if "Content_Length" not in headers:
             self.send_header("Content-Length", str(len(body)))
+        self.close_connection = not self.site.keeps_alive or bool(
+            {"Content_Length", "Connection"} & set(headers)
+        )
+        if self.close_connection and "Connection" not in headers:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(body)
 
@@ -63,6 +74,8 @@ class Site:
 
     handlers: dict[str, Handle] = field(default_factory=dict)
     delay_s: float = 0.0
+    keeps_alive: bool = True
+    connections: Counter[str] = field(default_factory=Counter)
     port: int = 0
     hits: Counter[str] = field(default_factory=Counter)
     log: list[tuple[float, str, str]] = field(default_factory=list)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import ipaddress
 import socket
@@ -40,7 +41,10 @@ def get(
     target = parse_url(url)
     assert isinstance(target, Target)
     client = Client(config, version="1", resolve=resolve, ssl_context=ssl_context)
-    return client.get(target, robots=robots)
+    try:
+        return client.get(target, robots=robots)
+    finally:
+        client.close()
 
 
 def reason(answer: Answer) -> str | None:
@@ -75,7 +79,7 @@ def test_the_connection_goes_to_the_checked_address(site: Site) -> None:
 
     target = parse_url(f"http://pictures.example:{site.port}/img/1.jpg")
     assert isinstance(target, Target)
-    client = Client(FAST, version="1", resolve=resolve)
+    client = Client(dataclasses.replace(FAST, keep_alive_s=0.0), version="1", resolve=resolve)
     assert [reason(client.get(target)) for _ in range(2)] == [None, None]
     assert asked == ["pictures.example"]
     assert site.headers["/img/1.jpg"]["Host"] == f"pictures.example:{site.port}"

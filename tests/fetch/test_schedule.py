@@ -15,7 +15,12 @@ from pipeline.fetch.schedule import Schedule
 from tests.fetch.hostile import Request, Site
 
 LOOPBACK = FetchConfig(
-    allow_address=("127.0.0.0/29",), host_gap_s=0.0, backoff_base_s=0.01, read_timeout_s=0.5, deadline_s=1.0
+    allow_address=("127.0.0.0/29",),
+    host_gap_s=0.0,
+    host_gap_cap_s=0.02,
+    backoff_base_s=0.01,
+    read_timeout_s=0.5,
+    deadline_s=1.0,
 )
 
 
@@ -42,9 +47,10 @@ def test_every_url_is_fetched_once_within_the_hosts_limit(site: Site) -> None:
     assert set(fetch(urls)) == set(urls)
     assert set(site.most.values()) == {2}
     assert set(site.hits.values()) == {3}  # each path once at each of the three hosts
-    for host in hosts:  # robots.txt comes before anything else
-        assert next(path for _, h, path in site.log if h == host) == "/robots.txt"
-    first = [h for _, h, path in site.log if path != "/robots.txt"][:12]
+    about = ["/robots.txt", "/.well-known/tdmrep.json"]
+    for host in hosts:  # they come before anything else
+        assert [path for _, h, path in site.log if h == host][:2] == about
+    first = [h for _, h, path in site.log if path not in about][:12]
     assert len(set(first)) > 1, "hosts take turns"
 
 
@@ -55,8 +61,8 @@ def test_the_gap_between_requests_to_a_host(site: Site) -> None:
     for when, host, _ in site.log:
         starts[host].append(when)
     for times in starts.values():
-        assert len(times) == 7
-        assert times[-1] - times[0] >= 6 * 0.05 / 2  # slack: the server notes arrivals, not starts
+        assert len(times) == 8  # robots.txt, tdmrep.json, six pictures
+        assert times[-1] - times[0] >= 7 * 0.05 / 2  # slack: the server notes arrivals, not starts
 
 
 def test_robots_crawl_delay_widens_the_gap_or_closes_the_host(site: Site) -> None:
@@ -200,10 +206,10 @@ def test_a_stuck_host_does_not_delay_the_others(site: Site) -> None:
 def test_a_defect_of_ours_costs_one_url(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Client.get
 
-    def broken(self: Client, target: Target, *, robots: bool = False) -> Answer:
+    def broken(self: Client, target: Target, **options: bool) -> Answer:
         if target.path == "/img/1.jpg":
             raise RuntimeError("surprise")
-        return real(self, target, robots=robots)
+        return real(self, target, **options)
 
     monkeypatch.setattr(Client, "get", broken)
     answers = fetch([site.url(f"/img/{i}.jpg") for i in range(3)])
