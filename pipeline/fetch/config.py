@@ -6,9 +6,11 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.core.config import input_path, unhashed
+from pipeline.core.config import input_path, input_paths, unhashed
 
 ResizeMode = Literal["no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"]
+Interpolation = Literal["nearest", "linear", "cubic", "area", "lanczos"]
+Engine = Literal["native", "img2dataset"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class FetchConfig:
 
     Attributes:
         pairs: Folder of ``pairs/1``.
-        engine: What downloads and resizes.
+        engine: What decodes and resizes: our own code, or img2dataset's (its extra must be installed).
         allow_address: Networks (CIDR) that may be fetched from although they are not global, on any port.
         contact: Address or page at which a site's owner finds us; part of the User-Agent.
         also_obey: Robots of other crawlers whose rules and header opt-outs bind us too where a site names them.
@@ -53,16 +55,33 @@ class FetchConfig:
         resize_mode: ``keep_ratio`` makes the shortest side ``image_size`` long, ``keep_ratio_largest`` the longest;
             ``center_crop`` and ``border`` (white) make squares; ``no`` keeps the size.
         resize_only_if_bigger: Never enlarge.
-        encode_quality: JPEG quality of stored images.
+        upscale_interpolation: Filter for enlarging.
+        downscale_interpolation: Filter for shrinking; ``area`` also decodes large JPEGs at a half or less.
+        encode_quality: JPEG quality of stored images. Colour is kept at full resolution: at 92 a file is as long as
+            one of quality 95 with half of it, and nearer to the picture.
         min_image_size: Least length of the shortest side, in pixels.
         max_aspect_ratio: Most that the long side may be of the short one.
         max_image_area: Most pixels, read from the header before anything is decoded.
         rows_per_shard: Pairs (not images) per shard.
-        decode_threads: Images decoded at a time in one worker.
+        bytes_per_shard: Cut shards so that they have about so many bytes instead; 0 counts pairs.
+        drop_duplicates: Pairs that are not kept: ``image`` drops all but the first whose image has the same bytes,
+            ``pair`` those whose caption is the same too. Duplicates are marked in any case.
+        top_up: Replace dead links by the same queries' next candidates, from the reserve of ``wit select``.
+        reuse: Folders of ``wit fetch`` or img2dataset whose images need not be fetched again.
+        retry: Ask again for what failed in a finished folder in a way that may pass.
+        decode_processes: Images decoded at a time, each in a process of its own, in one worker.
+        decode_memory_mb: Most memory that one image may take to decode.
+        decode_timeout_s: Most time that one image may take to decode.
+        deny_hashes: File of SHA-256 sums, one a line; an image with such a sum is not stored.
+        drop_reserved_images: Leave out images whose metadata reserves them from data mining or machine learning
+            (IPTC, C2PA, TDM). They are recorded as ``rights`` in any case.
+        image_scorer: ``package.module:function`` that takes a list of JPEG files and returns a score for each;
+            the scores are stored.
+        max_image_score: Images that score higher are left out.
     """
 
     pairs: str | None = input_path()
-    engine: Literal["native"] = "native"
+    engine: Engine = "native"
     allow_address: tuple[str, ...] = ()
     contact: str = ""
     also_obey: tuple[str, ...] = ("img2dataset", "CCBot")
@@ -93,12 +112,25 @@ class FetchConfig:
     image_size: int = 256
     resize_mode: ResizeMode = "keep_ratio"
     resize_only_if_bigger: bool = True
-    encode_quality: int = 95
+    upscale_interpolation: Interpolation = "lanczos"
+    downscale_interpolation: Interpolation = "area"
+    encode_quality: int = 92
     min_image_size: int = 32
     max_aspect_ratio: float = 20.0
     max_image_area: int = 50_000_000
     rows_per_shard: int = 10_000
-    decode_threads: int = unhashed(2)
+    bytes_per_shard: int = 0
+    drop_duplicates: Literal["none", "pair", "image"] = "none"
+    top_up: bool = False
+    reuse: tuple[str, ...] = input_paths()
+    retry: bool = unhashed(False)
+    decode_processes: int = unhashed(2)
+    decode_memory_mb: int = 1024
+    decode_timeout_s: float = 30.0
+    deny_hashes: str | None = input_path()
+    drop_reserved_images: bool = True
+    image_scorer: str = ""
+    max_image_score: float = 0.5
 
     def __post_init__(self) -> None:
         for network in self.allow_address:
@@ -113,14 +145,14 @@ class FetchConfig:
         for name in (
             "connect_timeout_s", "read_timeout_s", "deadline_s", "max_body_bytes", "backoff_base_s",
             "backoff_cap_s", "breaker_failures", "dns_concurrency", "host_concurrency", "fetch_threads", "image_size",
-            "max_image_area", "rows_per_shard", "decode_threads",
+            "max_image_area", "rows_per_shard", "decode_processes", "decode_memory_mb", "decode_timeout_s",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")
         for name in (
             "max_redirects", "retries", "retry_after_cap_s", "crawl_delay_cap_s", "host_gap_s", "host_groups",
             "min_image_size", "min_rate_bytes_s", "min_rate_grace_s", "keep_alive_s", "dns_abort_share",
-            "host_gap_cap_s", "max_per_host", "group_budget_s",
+            "host_gap_cap_s", "max_per_host", "group_budget_s", "bytes_per_shard",
         ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")

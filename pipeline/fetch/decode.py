@@ -24,7 +24,7 @@ class Decoder:
         self._config = config
 
     def __enter__(self) -> Self:
-        self._pool = ThreadPoolExecutor(self._config.decode_threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(self._config.decode_processes, thread_name_prefix="decode")
         return self
 
     def __exit__(
@@ -37,7 +37,7 @@ class Decoder:
         ahead: deque[Future[Stored | Refusal]] = deque()
         for body in bodies:
             ahead.append(self._pool.submit(self._process, body))
-            if len(ahead) > 2 * self._config.decode_threads:
+            if len(ahead) > 2 * self._config.decode_processes:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

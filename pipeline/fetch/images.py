@@ -19,6 +19,7 @@ from PIL import ExifTags, GifImagePlugin, Image, ImageCms, JpegImagePlugin, PngI
 from pipeline.core.pictures import opaque
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.policy import Refusal
+from pipeline.fetch.rights import marks, reserving
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "jpeg"),
@@ -56,9 +57,22 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Scaled decoding: the factor, and how many times smaller the picture must become for it.
+_DECODED_AT = ((8, 16.0), (4, 6.0), (2, 2.5))
+# img2dataset's names. "area" is Hamming here: as cheap as a mean over a pixel's area, without its uneven edges.
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "linear": Image.Resampling.BILINEAR,
+    "cubic": Image.Resampling.BICUBIC,
+    "area": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 _MAX_PROFILE_BYTES = 4 * 2**20
 _JPEG_LIMIT = 65_500  # libjpeg's own longest side
+_EXIF_TAGS = 100
 _EXIF_CHARACTERS = 200
+_EXIF_ITEMS = 16
+OUT_OF_MEMORY = "killed: memory"
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,8 @@ class Stored:
         original_width: As a browser shows the original, that is after its orientation mark.
         original_height: As above.
         exif: Tags as a JSON object of strings.
+        rights: Marks in its metadata that speak of data mining, sorted; see :mod:`pipeline.fetch.rights`.
+        score: What ``image_scorer`` gives it; ``None`` without one.
     """
 
     jpeg: bytes
@@ -80,6 +96,8 @@ class Stored:
     original_width: int
     original_height: int
     exif: str
+    rights: tuple[str, ...] = ()
+    score: float | None = None
 
 
 class _RefusedError(Exception):
@@ -102,27 +120,65 @@ def sniff(body: bytes) -> str | None:
 def process(body: bytes, config: FetchConfig) -> Stored | Refusal:
     """Decodes, checks, resizes and encodes one image.
 
-    Whatever its bytes do to the decoder is this image's own ``decode_error``; a shard never fails for one image.
+    Whatever its bytes do to the decoder is this image's own ``decode_error``; a shard never fails for one image. A
+    picture that ends before its last row is one too: half a picture is grey, and its text speaks of the whole.
     """
+    admitted = admit(body, config)
+    if isinstance(admitted, Refusal):
+        return admitted
+    try:
+        return _process(admitted, config)
+    except Exception as error:
+        return decode_error(admitted.format, error)
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """An image that may be decoded: its format, size and marks are known and allowed.
+
+    Attributes:
+        image: Opened, not decoded.
+        format: As :func:`sniff` names it.
+        rights: Marks that speak of data mining.
+    """
+
+    image: Image.Image
+    format: str
+    rights: tuple[str, ...]
+
+
+def admit(body: bytes, config: FetchConfig) -> Admitted | Refusal:
+    """Looks at an image without decoding it: format by content, size by its header, marks of its owner."""
     name = sniff(body)
     if name is None:
         return Refusal("not_image")
     if name not in _READERS:
         return Refusal("unsupported_format", name)
     try:
-        return _process(body, name, config)
-    except _RefusedError as error:
+        if name == "webp":
+            # Pillow's WebP reader allocates the whole canvas when it opens a file: look first.
+            _check_area(webp_size(body), config)
+        image = _READERS[name](io.BytesIO(body))
+        _check_area(image.size, config)
+    except Exception as error:
+        return decode_error(name, error)
+    found = marks(body)
+    forbidding = reserving(found) if config.drop_reserved_images else ()
+    return Refusal("rights_flag", ", ".join(forbidding)) if forbidding else Admitted(image, name, found)
+
+
+def decode_error(name: str, error: Exception) -> Refusal:
+    """What a decoder's exception means; Pillow's raise nearly every built-in one on hostile bytes."""
+    if isinstance(error, _RefusedError):
         return error.refusal
-    except Exception as error:  # Pillow's decoders raise nearly every built-in exception on hostile bytes
-        return Refusal("decode_error", f"{name} {type(error).__name__}")
+    if isinstance(error, MemoryError):
+        return Refusal("decode_error", OUT_OF_MEMORY)
+    cut = "truncated" in str(error) or isinstance(error, EOFError)
+    return Refusal("decode_error", f"{name} {'truncated' if cut else type(error).__name__}")
 
 
-def _process(body: bytes, name: str, config: FetchConfig) -> Stored:
-    if name == "webp":
-        # Pillow's WebP reader allocates the whole canvas when it opens a file: look first.
-        _check_area(webp_size(body), config)
-    image = _READERS[name](io.BytesIO(body))
-    _check_area(image.size, config)
+def _process(admitted: Admitted, config: FetchConfig) -> Stored:
+    image = admitted.image
     exif = image.getexif()
     turn = _TURNS.get(_orientation(exif))
     sides = turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
@@ -131,15 +187,12 @@ def _process(body: bytes, name: str, config: FetchConfig) -> Stored:
     target = resized(original, config)
     _check_area(target, config)
     raw_target = (target[1], target[0]) if sides else target
-    if name == "jpeg" and (target[0] < original[0] or target[1] < original[1]):
-        # libjpeg scales while decoding, at a quarter of the cost; twice the target leaves the resize its quality.
-        image.draft(None, (2 * raw_target[0], 2 * raw_target[1]))
+    if admitted.format == "jpeg" and config.downscale_interpolation == "area":
+        factor = decode_factor(image.size, raw_target)
+        image.draft(None, (image.width // factor, image.height // factor))
     image.load()
     profile = image.info.get("icc_profile")
-    picture = opaque(image)
-    if picture.size != raw_target:
-        down = raw_target[0] * raw_target[1] < picture.width * picture.height
-        picture = picture.resize(raw_target, Image.Resampling.BOX if down else Image.Resampling.LANCZOS)
+    picture = scaled(image, raw_target, config)
     picture = to_srgb(picture, profile)
     if turn is not None:
         picture = picture.transpose(turn)
@@ -147,8 +200,32 @@ def _process(body: bytes, name: str, config: FetchConfig) -> Stored:
     if max(picture.size) > _JPEG_LIMIT:
         raise _RefusedError("too_many_pixels", f"{picture.width}x{picture.height}")
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=config.encode_quality)
-    return Stored(buffer.getvalue(), *picture.size, *original, exif_json(exif))
+    picture.info.clear()  # Pillow would write the original's comment into our file
+    picture.save(buffer, "JPEG", quality=config.encode_quality, subsampling="4:4:4")
+    return Stored(buffer.getvalue(), *picture.size, *original, exif_json(exif), admitted.rights)
+
+
+def decode_factor(size: tuple[int, int], target: tuple[int, int]) -> int:
+    """By how much a JPEG is made smaller while it is decoded: 1, 2, 4 or 8.
+
+    libjpeg scales at a fraction of the cost, but each halving is a coarser filter than the resize that follows: it
+    may take over only so much of it. ``benchmarks/README.md`` has the measurement.
+    """
+    shrinks = min(size[0] / target[0], size[1] / target[1])
+    return next((factor for factor, least in _DECODED_AT if shrinks >= least), 1)
+
+
+def scaled(image: Image.Image, target: tuple[int, int], config: FetchConfig) -> Image.Image:
+    """The picture opaque and of the size asked for, before its colours are converted."""
+    if image.size == target:
+        return opaque(image)
+    grows = target[0] * target[1] > image.width * image.height
+    way = config.upscale_interpolation if grows else config.downscale_interpolation
+    if image.mode in ("LA", "RGBA") and way != "nearest" and not grows:
+        # Small first, then white behind it: the same picture for less time and a fifth of the memory.
+        image = image.convert("RGBa").resize(target, _FILTERS[way], reducing_gap=2.0).convert("RGBA")
+        return opaque(image)
+    return opaque(image).resize(target, _FILTERS[way], reducing_gap=2.0)
 
 
 def webp_size(body: bytes) -> tuple[int, int]:
@@ -240,8 +317,12 @@ def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
 def exif_json(exif: Image.Exif) -> str:
     """The main EXIF tags as a JSON object: names, and values as short strings."""
     found: dict[str, str] = {}
-    for tag, value in exif.items():
+    for tag in sorted(exif)[:_EXIF_TAGS]:
+        value = exif[tag]
         name = ExifTags.TAGS.get(tag, f"tag {tag:#06x}")
-        text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+        if isinstance(value, bytes):
+            text = value[:_EXIF_CHARACTERS].decode("latin-1")
+        else:
+            text = str(value[:_EXIF_ITEMS] if isinstance(value, tuple) else value)
         found[name] = text[:_EXIF_CHARACTERS].encode("utf-8", errors="replace").decode()
     return json.dumps(found, sort_keys=True, ensure_ascii=True)

@@ -27,6 +27,7 @@ DOWNLOAD_REASONS = (
 )  # fmt: skip
 IMAGE_REASONS = (
     "not_image", "unsupported_format", "decode_error", "too_many_pixels", "too_small", "aspect_ratio",
+    "rights_flag", "blocklisted_hash", "image_scored",
 )  # fmt: skip
 # Given to pairs whose image was, or could be, fetched.
 PAIR_REASONS = ("duplicate", "takedown")
