@@ -124,7 +124,8 @@ def _read_weights(path: str) -> State:
                 warnings.simplefilter(
                     "ignore"
                 )  # torch wants scripts no more, but OpenAI's weights are scripts
-                return dict(torch.jit.load(io.BytesIO(data), map_location="cpu").state_dict())
+                load: Callable[..., torch.nn.Module] = torch.jit.load
+                return dict(load(io.BytesIO(data), map_location="cpu").state_dict())
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zip and pickle each raise their own
         raise InputError("damaged weights", where=path, found=str(error)[:200]) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from itertools import pairwise
@@ -48,8 +48,8 @@ def _byte_symbols() -> list[str]:
 
 
 @cache
-def merge_table() -> dict[tuple[int, int], int]:
-    """Pair of ids to the id of their merge; a lower id merges earlier."""
+def _vocabulary() -> tuple[dict[tuple[int, int], int], dict[str, int]]:
+    """Pair of ids to the id of their merge, and the merges file's spelling of every entry to its id."""
     packed = resources.files("model").joinpath("vocabulary/bpe_simple_vocab_16e6.txt.gz").read_bytes()
     lines = gzip.decompress(packed).decode().split("\n")[1 : _MERGES + 1]
     ids: dict[str, int] = {}
@@ -60,7 +60,19 @@ def merge_table() -> dict[tuple[int, int], int]:
         left, right = line.split()
         table[ids[left], ids[right]] = merged
         ids[left + right] = merged
-    return table
+    return table, ids
+
+
+def merge_table() -> dict[tuple[int, int], int]:
+    """Pair of ids to the id of their merge; a lower id merges earlier."""
+    return _vocabulary()[0]
+
+
+@cache
+def whole_words() -> dict[str, int]:
+    """Words of ASCII letters that are one entry of the vocabulary; merging their bytes ends there, as a test shows."""
+    spelt = {s.removesuffix("</w>"): i for s, i in _vocabulary()[1].items() if s.endswith("</w>")}
+    return {word: i for word, i in spelt.items() if word.isascii() and word.isalpha()}
 
 
 def clean(text: str) -> str:
@@ -87,56 +99,73 @@ class Tokenizer:
         for i, byte in enumerate(byte_order()):
             self._byte_ids[byte] = i
         self._specials = {"<|startoftext|>": [self.start], "<|endoftext|>": [self.end]}
-        self._cache: dict[str, list[int]] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._words = {word: [i] for word, i in whole_words().items() if i < self.start}
+        self._chunks = dict(self._words)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without the start and end tokens."""
         ids: list[int] = []
         for chunk in clean(text).split(" "):  # no word of the pattern holds white space
-            found = self._cache.get(chunk)
-            if found is None:
-                found = [i for word in _WORDS.findall(chunk) for i in self._word(word)]
-                if len(self._cache) >= _MAX_CACHED:
-                    self._cache.clear()
-                self._cache[chunk] = found
-            ids += found
+            found = self._chunks.get(chunk)
+            ids += self._chunk(chunk) if found is None else found
         return ids
 
-    def _word(self, word: str) -> Sequence[int]:
+    def _chunk(self, chunk: str) -> list[int]:
+        ids: list[int] = []
+        for word in _WORDS.findall(chunk):
+            found = self._words.get(word)
+            if found is None:
+                found = self._words[word] = self._merged(word)
+            ids += found
+        if len(self._chunks) + len(self._words) >= _MAX_CACHED:
+            self._forget()
+        self._chunks[chunk] = ids
+        return ids
+
+    def _merged(self, word: str) -> list[int]:
         if word in self._specials:
             return self._specials[word]
         ids = [self._byte_ids[b] for b in word.encode()]
         ids[-1] += 256
-        while len(ids) > 1:
-            merges = [self._table.get(pair, VOCABULARY) for pair in pairwise(ids)]
+        get = self._table.get
+        merges = [get(pair, VOCABULARY) for pair in pairwise(ids)]
+        while merges:
             best = min(merges)
             if best == VOCABULARY:
                 break
-            ids = _merge(ids, merges, best)
+            place = merges.index(best)
+            while True:
+                # One merge touches its two neighbours only. Equal pairs merge from left to right, as OpenAI's do.
+                ids[place : place + 2] = [best]
+                del merges[place]
+                if place:
+                    merges[place - 1] = get((ids[place - 1], best), VOCABULARY)
+                if place < len(merges):
+                    merges[place] = get((best, ids[place + 1]), VOCABULARY)
+                try:
+                    place = merges.index(best, place)
+                except ValueError:
+                    break
         return ids
 
     def __call__(self, texts: Iterable[str]) -> np.ndarray:
         """Ids [N, context_length] int64: start, text, end, zeros."""
-        encoded = [self.encode(t)[: self.context_length - 2] for t in texts]
-        out = np.zeros((len(encoded), self.context_length), dtype=np.int64)
-        for row, ids in zip(out, encoded, strict=True):
-            row[0] = self.start
-            row[1 : len(ids) + 1] = ids
-            row[len(ids) + 1] = self.end
+        flat: list[int] = []
+        lengths: list[int] = []
+        room = self.context_length - 2
+        for text in texts:
+            ids = self.encode(text)[:room]
+            lengths.append(len(ids) + 2)
+            flat.append(self.start)
+            flat += ids
+            flat.append(self.end)
+        out = np.zeros((len(lengths), self.context_length), dtype=np.int64)
+        # One assignment for all rows: numpy's cost for each row would be as much as the merging.
+        out[np.arange(self.context_length) < np.array(lengths, dtype=np.int64)[:, None]] = flat
         return out
-
-
-def _merge(ids: list[int], merges: list[int], best: int) -> list[int]:
-    """Every occurrence of the best pair merged, from left to right without overlaps."""
-    out, place = [], 0
-    while place < len(ids):
-        if place < len(merges) and merges[place] == best:
-            out.append(best)
-            place += 2
-        else:
-            out.append(ids[place])
-            place += 1
-    return out
 
 
 def trim(tokens: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.tokenizer import Tokenizer, byte_order, clean, merge_table, trim
+from benchmarks.tokenizer import fuzz_corpus
+from model.tokenizer import _WORDS, Tokenizer, byte_order, clean, merge_table, trim, whole_words
 
 # Made with OpenAI's own tokenizer: entities, mojibake, emoji, scripts, control characters, special tokens.
 GOLDEN: list[tuple[str, list[int]]] = [
@@ -92,3 +93,33 @@ def test_any_text_gives_valid_rows(text: str) -> None:
     assert row[end] == 49_407
     assert not row[end + 1 :].any()
     assert TOKENIZER.encode(text) == TOKENIZER.encode(text)
+
+
+def test_whole_words_are_what_merging_gives() -> None:
+    words = whole_words()
+    assert len(words) > 30_000
+    assert words["photo"] == 1125
+    some = sorted(words)[::97]
+    assert [reference_merge(w) for w in some] == [[words[w]] for w in some]
+    assert [TOKENIZER._merged(w) for w in words] == [[i] for i in words.values()]
+
+
+def test_fuzz_corpus_follows_the_definition() -> None:
+    import html
+
+    import ftfy
+    import regex
+
+    for text in fuzz_corpus(600, seed=1):
+        cleaned = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+        cleaned = regex.sub(r"\s+", " ", cleaned).strip().lower()
+        specials = {"<|startoftext|>": [49_406], "<|endoftext|>": [49_407]}
+        wanted = [i for word in _WORDS.findall(cleaned) for i in specials.get(word) or reference_merge(word)]
+        assert TOKENIZER.encode(text) == wanted, repr(text)
+
+
+def test_a_full_cache_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer()
+    monkeypatch.setattr("model.tokenizer._MAX_CACHED", 1)
+    texts = ["supercalifragilistic words", "words, words!", "supercalifragilistic"]
+    assert [tokenizer.encode(t) for t in texts] == [TOKENIZER.encode(t) for t in texts]
