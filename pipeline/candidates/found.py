@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-import pyarrow as pa
-
-from pipeline.core.contracts import CANDIDATES, pair_id
 
 REASONS = (
     "no_text",  # an image without any text
@@ -23,6 +18,7 @@ REASONS = (
     "not_html",
     "too_large",  # a page above the size cap
     "too_nested",  # a page whose open elements would take a parser unbounded time
+    "too_complex",  # a page that takes a parser too long all the same, or that has too many images
     "parse_error",  # a record that cannot be read
     "truncated",  # a record or file that ends early
 )
@@ -61,13 +57,3 @@ class Lost:
 def place(origin: str, offset: int | None) -> str:
     """How a record is named in ``dropped/``."""
     return origin if offset is None else f"{origin}@{offset}"
-
-
-def table_of(pairs: Iterable[Pair]) -> pa.Table:
-    """Pairs as a ``candidates/1`` table, ``pair_id`` filled in."""
-    listed = list(pairs)
-    columns = {
-        "pair_id": [pair_id(p.url, p.text) for p in listed],
-        **{name: [getattr(p, name) for p in listed] for name in Pair.__dataclass_fields__},
-    }
-    return pa.table(columns, schema=CANDIDATES.schema)

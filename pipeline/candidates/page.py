@@ -5,7 +5,7 @@ from __future__ import annotations
 import html as entities
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from selectolax.lexbor import LexborHTMLParser
@@ -18,6 +18,10 @@ from pipeline.candidates.urls import UrlError, absolute_url, known_url
 HAS_IMAGE = re.compile(r"<im(?:g|age)\b", re.IGNORECASE)
 # Building a tree of depth d takes lexbor time that grows with d squared: 0.35 s at 10,000, 35 s at 100,000.
 MAX_OPEN_ELEMENTS = 10_000
+# The largest of 954 pages of the web had 1,100; a page of 10 MB that consists of nothing else has 2,000,000.
+MAX_IMAGES = 100_000
+# More sources than any picture has, and few enough that each image of a picture may read them all.
+_MAX_SOURCES = 50
 _CLIMB = 8
 _STARTS = re.compile(
     r"<(?!(?:area|base|br|col|embed|hr|img|image|input|link|meta|source|track|wbr|p|li|td|th|tr|option|dd|dt"
@@ -41,6 +45,8 @@ class Context:
         origin_offset: Where in the file, or ``None``.
         rights: Opt-out marks of its response headers.
         language: ``Content-Language`` of its response, if any.
+        own_url: Where ``url`` is not known, believe the page's canonical link or absolute ``<base>``.
+        fallback_url: Its URL if nothing else tells.
         keep_opted_out: Keep pairs of pages that opt out.
         max_text_chars: Longest text to keep.
     """
@@ -50,6 +56,8 @@ class Context:
     origin_offset: int | None = None
     rights: tuple[str, ...] = ()
     language: str | None = None
+    own_url: bool = False
+    fallback_url: str | None = None
     keep_opted_out: bool = False
     max_text_chars: int = 10_000
 
@@ -85,21 +93,27 @@ def read_page(html: str, context: Context) -> Iterator[Pair | Lost]:
         yield Lost("too_nested", context.url or context.origin, context.origin)
         return
     tree = LexborHTMLParser(html)
+    nodes = tree.css("img")
+    if len(nodes) > MAX_IMAGES:
+        yield Lost("too_complex", context.url or context.origin, f"{len(nodes):,} images")
+        return
+    if context.url is None:
+        own = stated_url(tree) if context.own_url else None
+        context = replace(context, url=own or context.fallback_url)
     metas = [n.attributes for n in tree.css("meta")]
     marks = [*context.rights, *meta_marks((m.get("name") or "", m.get("content") or "") for m in metas)]
     base = _base(tree, context.url)
     root = tree.root.attributes if tree.root is not None else {}
     equiv = [m.get("content") for m in metas if (m.get("http-equiv") or "").lower() == "content-language"]
     language = language_tag(root.get("lang"), root.get("xml:lang"), *equiv, context.language)
-    images = (
-        Image(image_url(n.attributes, _sources(n)) or "", tuple(image_texts(n))) for n in tree.css("img")
-    )
+    around = _Surroundings()
+    images = (_image(node, around) for node in nodes)
     yield from pairs_of(images, context, base=base, language=language, rights=tuple(dict.fromkeys(marks)))
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image on a page: its URL as found and its texts as ``(source, text)``, not yet cleaned of white space."""
+    """An image on a page: its URL as found and its texts as ``(source, text)``, white space collapsed, none empty."""
 
     url: str
     texts: Sequence[tuple[str, str]]
@@ -117,16 +131,15 @@ def pairs_of(
     seen: set[tuple[str, str]] = set()
     where = context.url or context.origin
     for image in images:
-        texts = [(source, collapsed) for source, text in image.texts if (collapsed := collapse(text))]
-        if not texts:
+        if not image.texts:
             yield Lost("no_text", image.url[:200], where)
             continue
         try:
             url = absolute_url(image.url, base)
         except UrlError as error:
-            yield from (Lost(error.reason, image.url[:200], where) for _ in texts)
+            yield from (Lost(error.reason, image.url[:200], where) for _ in image.texts)
             continue
-        for source, text in texts:
+        for source, text in image.texts:
             if rights and not context.keep_opted_out:
                 yield Lost("page_opted_out", url, "; ".join(rights))
             elif len(text) > context.max_text_chars:
@@ -140,9 +153,8 @@ def pairs_of(
                 )
 
 
-def canonical_url(html: str) -> str | None:
-    """The URL that a saved page states for itself: its canonical link, or an absolute ``<base>``."""
-    tree = LexborHTMLParser(html[:200_000])
+def stated_url(tree: Any) -> str | None:
+    """The URL that a parsed page states for itself: its canonical link, or an absolute ``<base>``."""
     for selector in ('link[rel~="canonical" i]', "base[href]"):
         for node in tree.css(selector):
             if url := known_url(node.attributes.get("href")):
@@ -164,39 +176,66 @@ def _base(tree: Any, page_url: str | None) -> str | None:
         return page_url
 
 
-def _sources(img: Any) -> list[dict[str, str | None]]:
-    parent = img.parent
-    if parent is None or parent.tag != "picture":
-        return []
-    return [n.attributes for n in parent.css("source")]
-
-
-def image_texts(img: Any) -> Iterator[tuple[str, str]]:
-    """Texts of one ``<img>`` node as ``(source, text)``; the same text from two places comes once."""
+def _image(img: Any, around: _Surroundings) -> Image:
+    """An ``<img>`` node's URL and texts; the same text from two places comes once."""
     attributes = img.attributes
     given: dict[str, str] = {}
     for source in ("alt", "title", "aria-label"):
         given.setdefault(collapse(attributes.get(source) or ""), source)
-    for source, node in _captions(img):
-        given.setdefault(collapse(_text(node)), source)
-    return ((source, text) for text, source in given.items() if text)
+    if (caption := around.caption(img)) is not None:
+        given.setdefault(caption[1], caption[0])
+    texts = tuple((source, text) for text, source in given.items() if text)
+    return Image(image_url(attributes, around.sources(img)) or "", texts)
 
 
-def _captions(img: Any) -> Iterator[tuple[str, Any]]:
-    node = img
-    for _ in range(_CLIMB):
-        node = node.parent
-        if node is None or node.tag in ("body", "html", "article", "main", "table"):
-            return
-        if node.tag == "figure":
-            if (caption := node.css_first("figcaption")) is not None:
-                yield "figcaption", caption
-            return
-        classes = (node.attributes.get("class") or "").split()
-        if not _MEDIAWIKI_BOX.isdisjoint(classes):
-            if (caption := node.css_first(".thumbcaption, .gallerytext")) is not None:
-                yield "caption", caption
-            return
+class _Surroundings:
+    """What the images of one page share with their neighbours, read once for all of them.
+
+    Without that, a caption beside ten thousand images would be looked for ten thousand times.
+    """
+
+    def __init__(self) -> None:
+        self._captions: dict[int, tuple[bool, tuple[str, str] | None]] = {}
+        self._sources: dict[int, list[dict[str, str | None]]] = {}
+
+    def caption(self, img: Any) -> tuple[str, str] | None:
+        """``(source, text)`` of the caption of the nearest figure or MediaWiki box around an image."""
+        node = img
+        for _ in range(_CLIMB):
+            node = node.parent
+            if node is None:
+                return None
+            known = self._captions.get(node.mem_id)
+            if known is None:
+                known = self._captions[node.mem_id] = _caption_of(node)
+            ends, caption = known
+            if ends:
+                return caption
+        return None
+
+    def sources(self, img: Any) -> list[dict[str, str | None]]:
+        """Attributes of the ``<source>`` elements beside an image."""
+        picture = img.parent
+        if picture is None or picture.tag != "picture":
+            return []
+        if picture.mem_id not in self._sources:
+            found = picture.css("source")[:_MAX_SOURCES]
+            self._sources[picture.mem_id] = [node.attributes for node in found]
+        return self._sources[picture.mem_id]
+
+
+def _caption_of(node: Any) -> tuple[bool, tuple[str, str] | None]:
+    """Whether the way up from an image ends at a node, and with which caption."""
+    tag = node.tag
+    if tag in ("body", "html", "article", "main", "table"):
+        return True, None
+    if tag == "figure":
+        caption = node.css_first("figcaption")
+        return True, None if caption is None else ("figcaption", collapse(_text(caption)))
+    if not _MEDIAWIKI_BOX.isdisjoint((node.attributes.get("class") or "").split()):
+        caption = node.css_first(".thumbcaption, .gallerytext")
+        return True, None if caption is None else ("caption", collapse(_text(caption)))
+    return False, None
 
 
 def _text(node: Any) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from pipeline.candidates.apart import PageReader
 from pipeline.candidates.encoding import decode
 from pipeline.candidates.found import Lost, Pair
-from pipeline.candidates.page import Context, canonical_url, read_page
+from pipeline.candidates.page import Context
 from pipeline.candidates.urls import known_url
 from pipeline.core import paths
 from pipeline.core.errors import InputError
@@ -64,7 +65,7 @@ def origins_of(files: Sequence[str]) -> dict[str, str]:
 
 
 def read_saved(
-    page: SavedPage, *, max_page_bytes: int, max_text_chars: int, keep_opted_out: bool
+    page: SavedPage, pages: PageReader, *, max_page_bytes: int, max_text_chars: int, keep_opted_out: bool
 ) -> Iterator[Pair | Lost]:
     """Pairs of one saved page, and what was lost."""
     try:
@@ -76,17 +77,15 @@ def read_saved(
     if len(data) > max_page_bytes:
         yield Lost("too_large", page.origin, f"more than {max_page_bytes} bytes")
         return
-    html = decode(data)
     context = Context(
-        url=page.url or canonical_url(html) or page.fallback_url,
+        url=page.url,
         origin=page.origin,
+        own_url=True,
+        fallback_url=page.fallback_url,
         keep_opted_out=keep_opted_out,
         max_text_chars=max_text_chars,
     )
-    try:
-        yield from read_page(html, context)
-    except (ValueError, RuntimeError, MemoryError) as error:  # whatever one page does to the parser
-        yield Lost("parse_error", page.origin, str(error))
+    yield from pages.read(decode(data), context)
 
 
 def _url_table(folder: str) -> Mapping[str, str]:

@@ -13,16 +13,34 @@ LAZY_SRC = (
 )  # fmt: skip
 LAZY_SRCSET = ("data-srcset", "data-lazy-srcset", "data-original-set")
 _UNREADABLE = ("image/avif", "image/jxl", "image/svg+xml")
-_CANDIDATE = re.compile(r"\s*([^\s,]\S*[^\s,]|[^\s,])(?:\s+([\d.]+)([wx])(?:\s+\d+h)?)?\s*(?:,|$)")
+_DESCRIPTOR = re.compile(r"([\d.]{1,20})([wx])(?: \d{1,20}h)?")
 
 
 def parse_srcset(value: str) -> list[tuple[str, float, str]]:
-    """``(url, size, unit)`` of each candidate of a ``srcset``; a candidate without a size counts as ``1x``."""
+    """``(url, size, unit)`` of each candidate of a ``srcset``; a candidate without a size counts as ``1x``.
+
+    As the HTML standard parses it: a URL ends at white space, or at a comma with white space behind it; one word
+    after the other, so that a value of megabytes takes time in proportion.
+    """
     found = []
-    for match in _CANDIDATE.finditer(value):
-        url, size, unit = match.groups()
+    words = value.split()[::-1]
+    while words:
+        word = words.pop().lstrip(",")
+        if not word:
+            continue
+        url = word.rstrip(",")
+        descriptors = ""
+        while url == word and words:
+            descriptor, comma, rest = words.pop().partition(",")
+            descriptors += f" {descriptor}" if len(descriptors) < 50 else ""
+            if comma:
+                words += [rest] if rest else []
+                break
+        size = _DESCRIPTOR.fullmatch(descriptors.strip() or "1x")
+        if size is None:
+            continue
         try:
-            found.append((url, float(size) if size else 1.0, unit or "x"))
+            found.append((url, float(size[1]), size[2]))
         except ValueError:  # "1.2.3x"
             continue
     return found

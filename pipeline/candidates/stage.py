@@ -8,9 +8,11 @@ from itertools import islice
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 
+from pipeline.candidates.apart import PageReader
 from pipeline.candidates.config import CandidatesConfig
-from pipeline.candidates.found import Lost, Pair, table_of
+from pipeline.candidates.found import Lost, Pair
 from pipeline.candidates.layouts import LAYOUTS, Layout, by_names
 from pipeline.candidates.rows import SUFFIXES as TABLE_SUFFIXES
 from pipeline.candidates.rows import TablePart, read_table, table_parts
@@ -28,7 +30,7 @@ from pipeline.core.beam import (
     read_total,
     run_pipeline,
 )
-from pipeline.core.contracts import CANDIDATES
+from pipeline.core.contracts import CANDIDATES, pair_id
 from pipeline.core.errors import InputError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
@@ -81,7 +83,7 @@ def table_layout(config: CandidatesConfig) -> Layout:
     return LAYOUTS[config.layout] if config.layout else by_names(config.url_column, config.text_column)
 
 
-def read_split(split: Split, config: CandidatesConfig) -> Iterator[Pair | Lost]:
+def read_split(split: Split, config: CandidatesConfig, pages: PageReader) -> Iterator[Pair | Lost]:
     """Everything found in a split: pairs, and what was lost with its reason."""
     if isinstance(split, TablePart):
         yield from read_table(split, table_layout(config), max_text_chars=config.max_text_chars)
@@ -93,23 +95,53 @@ def read_split(split: Split, config: CandidatesConfig) -> Iterator[Pair | Lost]:
         "keep_opted_out": keep,
     }
     if isinstance(split, Archive):
-        reader = read_warc if config.kind == "warc" else read_wat
-        yield from reader(split.path, split.origin, **limits)
+        if config.kind == "wat":
+            yield from read_wat(split.path, split.origin, **limits)
+        else:
+            yield from read_warc(split.path, split.origin, pages, **limits)
         return
     for page in split:
-        yield from read_saved(page, **limits)
+        yield from read_saved(page, pages, **limits)
 
 
-def extract(split: Split, config: CandidatesConfig) -> Iterator[Any]:
-    """A split's pairs as tables, and tagged ``dropped`` tables and ``seen`` counts; memory is a batch's."""
-    items = read_split(split, config)
-    while batch := list(islice(items, BATCH_ROWS)):
-        yield beam.pvalue.TaggedOutput("seen", len(batch))
-        if pairs := [i for i in batch if isinstance(i, Pair)]:
-            yield table_of(pairs)
-        if lost := [(i.reason, i.id, i.detail) for i in batch if isinstance(i, Lost)]:
-            yield beam.pvalue.TaggedOutput("dropped", tables.dropped_table(STAGE, lost))
-        tick(len(batch))
+def table_of(pairs: Iterable[Pair]) -> pa.Table:
+    """Pairs as a ``candidates/1`` table, ``pair_id`` filled in."""
+    listed = list(pairs)
+    columns = {
+        "pair_id": [pair_id(p.url, p.text) for p in listed],
+        **{name: [getattr(p, name) for p in listed] for name in Pair.__dataclass_fields__},
+    }
+    return pa.table(columns, schema=CANDIDATES.schema)
+
+
+class Extract(beam.DoFn):
+    """A split's pairs as tables, and tagged ``dropped`` tables and ``seen`` counts; memory is a batch's.
+
+    Args:
+        config: The stage's configuration.
+    """
+
+    def __init__(self, config: CandidatesConfig) -> None:
+        self._config = config
+
+    def setup(self) -> None:
+        """Makes ready to read pages."""
+        self._pages = PageReader()
+
+    def teardown(self) -> None:
+        """Ends the process that pages may be read in."""
+        self._pages.close()
+
+    def process(self, element: Split) -> Iterator[Any]:
+        """Reads one split."""
+        items = read_split(element, self._config, self._pages)
+        while batch := list(islice(items, BATCH_ROWS)):
+            yield beam.pvalue.TaggedOutput("seen", len(batch))
+            if pairs := [i for i in batch if isinstance(i, Pair)]:
+                yield table_of(pairs)
+            if lost := [(i.reason, i.id, i.detail) for i in batch if isinstance(i, Lost)]:
+                yield beam.pvalue.TaggedOutput("dropped", tables.dropped_table(STAGE, lost))
+            tick(len(batch))
 
 
 @dataclass(eq=False)
@@ -131,7 +163,7 @@ class ExtractPairs(beam.PTransform[Any, Any]):
             pcoll
             | "Share" >> beam.Reshuffle()
             | "Read"
-            >> beam.FlatMap(extract, self.config)
+            >> beam.ParDo(Extract(self.config))
             .with_output_types(Any)
             .with_outputs("dropped", "seen", main="pairs")
         )

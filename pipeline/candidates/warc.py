@@ -13,9 +13,10 @@ from typing import IO, Any
 
 from fastwarc import ArchiveIterator, WarcRecord, WarcRecordType
 
+from pipeline.candidates.apart import PageReader
 from pipeline.candidates.encoding import decode
 from pipeline.candidates.found import Lost, Pair, place
-from pipeline.candidates.page import Context, read_page
+from pipeline.candidates.page import Context
 from pipeline.candidates.rights import header_marks
 from pipeline.core import paths
 
@@ -37,7 +38,13 @@ class RawRecord:
 
 
 def read_warc(
-    path: str, origin: str, *, max_page_bytes: int, max_text_chars: int, keep_opted_out: bool
+    path: str,
+    origin: str,
+    pages: PageReader,
+    *,
+    max_page_bytes: int,
+    max_text_chars: int,
+    keep_opted_out: bool,
 ) -> Iterator[Pair | Lost]:
     """Pairs of a WARC file's HTML pages, and what was lost."""
     wanted = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.revisit
@@ -58,10 +65,7 @@ def read_warc(
             keep_opted_out=keep_opted_out,
             max_text_chars=max_text_chars,
         )
-        try:
-            yield from read_page(decode(opened.body, opened.charset), context)
-        except (ValueError, RuntimeError, MemoryError) as error:  # whatever one page does to the parser
-            yield Lost("parse_error", context.url or place(origin, record.offset), str(error))
+        yield from pages.read(decode(opened.body, opened.charset), context)
 
 
 @dataclass(frozen=True, slots=True)

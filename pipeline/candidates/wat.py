@@ -8,7 +8,7 @@ from typing import Any
 from fastwarc import WarcRecordType
 
 from pipeline.candidates.found import Lost, Pair, place
-from pipeline.candidates.page import Context, Image, language_tag, pairs_of
+from pipeline.candidates.page import Context, Image, collapse, language_tag, pairs_of
 from pipeline.candidates.rights import header_marks, meta_marks
 from pipeline.candidates.srcset import image_url
 from pipeline.candidates.urls import UrlError, absolute_url
@@ -93,6 +93,6 @@ def _image(link: Mapping[str, Any]) -> Image:
     attributes = {str(k): str(v) for k, v in link.items() if isinstance(v, str)}
     given: dict[str, str] = {}
     for name, source in _TEXTS:
-        given.setdefault(attributes.get(name, ""), source)
+        given.setdefault(collapse(attributes.get(name, "")), source)
     url = image_url({**attributes, "src": attributes.get("url") or attributes.get("src")})
-    return Image(url or "", tuple((source, text) for text, source in given.items()))
+    return Image(url or "", tuple((source, text) for text, source in given.items() if text))
