@@ -87,8 +87,7 @@ def run_stage(
         if not options.quiet:
             print(f"{stage}: already done, nothing to do: {out}", file=sys.stderr)
         return done
-    identities = [manifest.identity(d) for d in described]
-    marker = {"stage": stage, "config_sha256": sha, "inputs": identities}
+    marker = json.loads(unfinished_marker(stage, config, described))
     _prepare(out, marker, patterns, resumable=resumable)
     started = manifest.now()
     with paths.output_errors(out):
@@ -118,6 +117,19 @@ def run_stage(
     if not options.quiet:
         print(closing_table(finished, out), file=sys.stderr)
     return finished
+
+
+def unfinished_marker(stage: str, config: Any, described: Sequence[Mapping[str, Any]]) -> bytes:
+    """What ``unfinished.json`` says: an equal one lets a resumable stage go on.
+
+    Args:
+        stage: The command's name.
+        config: Its configuration.
+        described: Its inputs, of :func:`pipeline.core.manifest.describe`.
+    """
+    inputs = [manifest.identity(d) for d in described]
+    marker = {"stage": stage, "config_sha256": config_sha256(config), "inputs": inputs}
+    return (json.dumps(marker, sort_keys=True) + "\n").encode()
 
 
 def _check_sum(stage: str, out: str, result: StageResult, dropped: Mapping[str, int]) -> None:

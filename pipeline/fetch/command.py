@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import typing
 
-from pipeline.core.command import Command
+from pipeline.core.command import Command, path_list
 from pipeline.fetch.config import FetchConfig, ResizeMode
 
 
@@ -28,6 +28,24 @@ def _arguments(made: argparse.ArgumentParser) -> None:
         "--resize-mode", choices=typing.get_args(ResizeMode), help="as img2dataset's (keep_ratio)"
     )
     made.add_argument("--rows-per-shard", metavar="N", type=int, help="pairs per shard (10,000)")
+    made.add_argument(
+        "--bytes-per-shard", metavar="N", type=int, help="about so many bytes per shard instead of pairs"
+    )
+    made.add_argument(
+        "--drop-duplicates", choices=["none", "pair", "image"],
+        help="do not keep what has the same image bytes as another pair, or also the same caption (none)",
+    )  # fmt: skip
+    made.add_argument(
+        "--top-up", action="store_const", const=True,
+        help="replace dead links by the same queries' next candidates (`wit select --reserve`)",
+    )  # fmt: skip
+    path_list(
+        made, "--reuse", help="folders of `wit fetch` or img2dataset: what succeeded there is not asked again"
+    )
+    made.add_argument(
+        "--retry", action="store_const", const=True,
+        help="ask again for what failed in a finished folder in a way that may pass",
+    )  # fmt: skip
 
 
 COMMANDS: tuple[Command, ...] = (

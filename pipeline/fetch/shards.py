@@ -9,28 +9,49 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.core import paths, tables, tars
 from pipeline.core.contracts import SHARDS
 from pipeline.core.progress import tick
 from pipeline.fetch.config import FetchConfig
-from pipeline.fetch.images import Stored, process
-from pipeline.fetch.policy import Refusal
+from pipeline.fetch.ledger import status_of
+from pipeline.fetch.reuse import REMOVED
 from pipeline.fetch.staging import Bodies
 
 BUCKETS = 1 << 20
 ORDER = "order"
 # Beside the contract's columns: where the image stood, for credit and for takedowns.
-EXTRA = pa.schema([("page_url", pa.string()), ("text_source", pa.string()), ("language", pa.string())])
+EXTRA = pa.schema(
+    [
+        ("page_url", pa.string()),
+        ("text_source", pa.string()),
+        ("language", pa.string()),
+        ("phash", pa.string()),  # 64-bit difference hash: near for pictures that look alike
+        ("image_rights", pa.string()),  # marks in its own metadata that speak of data mining
+        ("image_score", pa.float64()),  # of the image scorer, if one was set
+        ("duplicate_of", pa.string()),  # the first pair whose image has the same bytes
+    ]
+)
+# What is known of a pair only when all pairs have been seen; a null says nothing.
+MARKS = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("image_rights", pa.string()),  # marks in its own metadata that speak of data mining
+        ("image_score", pa.float64()),  # of the image scorer, if one was set
+        ("duplicate_of", pa.string()),
+        ("repeats", pa.bool_()),  # the caption is that of an earlier duplicate too
+        ("query_id", pa.int32()),
+    ]
+)
+SAMPLE_BYTES = 4_096  # of headers, text and JSON beside an image in a tar
 
 
 def order_of(ids: Iterable[str]) -> np.ndarray:
@@ -108,12 +129,21 @@ class ShardPlan:
         return ordered.slice(skip, self.rows_per_shard).combine_chunks()
 
 
-def count_buckets(files: Iterable[str]) -> np.ndarray:
-    """Pairs per bucket, ``int64[BUCKETS]``, streamed from tables with a ``pair_id``."""
-    counts = np.zeros(BUCKETS, dtype=np.int64)
-    for batch in tables.read_batches(files, columns=["pair_id"]):
+def count_buckets(files: Iterable[str]) -> tuple[np.ndarray, int]:
+    """Pairs per bucket, ``int64[BUCKETS]``, and the bytes that their images need in tars; streamed."""
+    counts, total = np.zeros(BUCKETS, dtype=np.int64), 0
+    for batch in tables.read_batches(files, columns=["pair_id", "reason", "length"]):
         counts += np.bincount(bucket_of(order_of(batch.column("pair_id").to_pylist())), minlength=BUCKETS)
-    return counts
+        lengths = batch.column("length").filter(pc.is_null(batch.column("reason")))
+        total += (pc.sum(lengths).as_py() or 0) + SAMPLE_BYTES * len(lengths)
+    return counts, total
+
+
+def rows_for(config: FetchConfig, pairs: int, total_bytes: int) -> int:
+    """Pairs per shard: as told, or as many as make ``bytes_per_shard`` on average; a function of the data."""
+    if not config.bytes_per_shard or not total_bytes:
+        return config.rows_per_shard
+    return max(1, config.bytes_per_shard * pairs // total_bytes)
 
 
 def stats_file(out: str, shard: int) -> str:
@@ -122,18 +152,39 @@ def stats_file(out: str, shard: int) -> str:
 
 
 def write_shard(
-    item: tuple[int, Iterable[pa.Table]], plan: ShardPlan, staging: str, out: str, config: FetchConfig
+    item: tuple[int, Iterable[pa.Table]], plan: ShardPlan, work: str, out: str, config: FetchConfig
 ) -> int:
-    """Decodes, resizes and writes one shard: tar, then Parquet, then stats; returns its rows."""
+    """Writes one shard by copying: tar, then Parquet, then stats; returns its rows.
+
+    Args:
+        item: Number of the shard, and tables: pairs with the rows of their URLs, and marks (:data:`MARKS`).
+        plan: Which pairs are its own.
+        work: The staging folder.
+        out: The output folder.
+        config: Of the run.
+    """
     shard, chunks = item
-    rows = plan.select(shard, chunks).to_pylist()
+    pairs: list[pa.Table] = []
+    marks: dict[str, dict[str, Any]] = {}
+    for chunk in chunks:
+        if "fetch_url" in chunk.column_names:
+            pairs.append(chunk)
+        else:
+            for mark in chunk.to_pylist():
+                said = {k: v for k, v in mark.items() if v is not None}
+                marks[mark["pair_id"]] = marks.get(mark["pair_id"], {}) | said
+    rows = [row | marks.get(row["pair_id"], {}) for row in plan.select(shard, pairs).to_pylist()]
+    with Bodies(work) as bodies:
+        return write_rows(out, shard, _samples(shard, plan.rows_per_shard, rows, bodies, config))
+
+
+def write_rows(out: str, shard: int, samples: Iterable[tuple[dict[str, Any], bytes | None]]) -> int:
+    """Writes a shard's three files from records of ``shards/1`` and images, in order; returns the rows."""
     name = tars.shard_name(shard)
     made: list[dict[str, Any]] = []
-    with Bodies(staging) as bodies, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which we neither use nor keep
-        with paths.open_atomic(paths.join(out, f"{name}.tar")) as file:
-            hashing = _HashingFile(file)
-            tars.write_tar(cast("IO[bytes]", hashing), _samples(shard, rows, bodies, config, made))
+    with paths.open_atomic(paths.join(out, f"{name}.tar")) as file:
+        hashing = _HashingFile(file)
+        tars.write_tar(cast("IO[bytes]", hashing), _members(samples, made))
     schema = pa.schema([*SHARDS.schema, *EXTRA])
     tables.write_table(paths.join(out, f"{name}.parquet"), pa.Table.from_pylist(made, schema=schema), SHARDS)
     stats = statistics(made) | {"bytes": hashing.bytes, "sha256": hashing.sha256.hexdigest()}
@@ -153,79 +204,71 @@ class _HashingFile:
         return self._file.write(data)
 
 
-def _samples(
-    shard: int, rows: list[dict[str, Any]], bodies: Bodies, config: FetchConfig, made: list[dict[str, Any]]
+def _members(
+    samples: Iterable[tuple[dict[str, Any], bytes | None]], made: list[dict[str, Any]]
 ) -> Iterator[tars.Sample]:
-    """Yields a shard's samples and appends a row for every pair, both in order."""
-    for index, (row, stored) in enumerate(_processed(rows, bodies, config)):
-        key = tars.sample_key(shard, index, rows_per_shard=config.rows_per_shard)
-        record = shard_row(key, row, stored)
+    """Yields the samples that have an image and appends every record, both in order."""
+    for record, jpeg in samples:
         made.append(record)
         tick()
-        if isinstance(stored, Stored):
+        if jpeg is not None:
             text = json.dumps(record, sort_keys=True, ensure_ascii=False)
             caption = str(record["caption"])
             yield tars.Sample(
-                key, {"jpg": stored.jpeg, "txt": caption.encode(errors="replace"), "json": text.encode()}
+                str(record["key"]),
+                {"jpg": jpeg, "txt": caption.encode(errors="replace"), "json": text.encode()},
             )
 
 
-def _processed(
-    rows: Iterable[dict[str, Any]], bodies: Bodies, config: FetchConfig
-) -> Iterator[tuple[dict[str, Any], Stored | Refusal]]:
-    """Decodes some images ahead in threads (Pillow leaves Python's lock); order is kept, memory bounded."""
-    ahead: deque[tuple[dict[str, Any], Future[Stored | Refusal] | Refusal]] = deque()
-    with ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode") as pool:
-        for row in rows:
-            if row["reason"] is None:
-                body = bodies.read(row["bodies"], row["offset"], row["length"])
-                ahead.append((row, pool.submit(process, body, config)))
-            else:
-                ahead.append((row, Refusal(row["reason"], row["detail"])))
-            if len(ahead) > 2 * config.decode_threads:
-                yield _taken(*ahead.popleft())
-        while ahead:
-            yield _taken(*ahead.popleft())
+def _samples(
+    shard: int, rows_per_shard: int, rows: list[dict[str, Any]], bodies: Bodies, config: FetchConfig
+) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+    for index, row in enumerate(rows):
+        key = tars.sample_key(shard, index, rows_per_shard=rows_per_shard)
+        record = shard_row(key, row, drop=config.drop_duplicates)
+        yield record, bodies.read(row) if record["status"] == "success" else None
 
 
-def _taken(
-    row: dict[str, Any], found: Future[Stored | Refusal] | Refusal
-) -> tuple[dict[str, Any], Stored | Refusal]:
-    return row, found if isinstance(found, Refusal) else found.result()
+def shard_row(key: str, row: dict[str, Any], *, drop: str = "none") -> dict[str, Any]:
+    """One record of ``shards/1`` in img2dataset's terms.
 
-
-def shard_row(key: str, row: dict[str, Any], stored: Stored | Refusal) -> dict[str, Any]:
-    """One row of ``shards/1`` in img2dataset's terms."""
-    made: dict[str, Any] = {
+    Args:
+        key: Its name in the tar.
+        row: A pair with the row of its URL, and what duplicates it.
+        drop: ``config.drop_duplicates``.
+    """
+    reason, detail = row["reason"], row["detail"]
+    status = status_of(reason)
+    first = row.get("duplicate_of")
+    if first is not None and (drop == "image" or (drop == "pair" and row["repeats"])):
+        reason, detail, status = "duplicate", first, "duplicate"
+    record: dict[str, Any] = {
         "key": key,
         "pair_id": row["pair_id"],
         "url": row["url"],
         "caption": row["text"],
-        "status": "success",
-        "error_message": None,
-        "width": None,
-        "height": None,
-        "original_width": None,
-        "original_height": None,
-        "sha256": row["sha256"],
-        "exif": None,
+        "status": status,
+        "error_message": None if reason is None else reason + (f": {detail}" if detail else ""),
+        **{n: row[n] for n in ("width", "height", "original_width", "original_height", "sha256", "exif")},
         "http_status": row["http_status"],
         "query_ids": row["query_ids"],
         "query_id": row["query_id"],
-        **{name: row[name] for name in EXTRA.names},
+        **{n: row[n] for n in EXTRA.names if n != "duplicate_of"},
+        "duplicate_of": first,
     }
-    if isinstance(stored, Stored):
-        made |= {
-            "width": stored.width,
-            "height": stored.height,
-            "original_width": stored.original_width,
-            "original_height": stored.original_height,
-            "exif": stored.exif,
-        }
-    else:
-        made["status"] = "failed_to_download" if row["reason"] else "failed_to_resize"
-        made["error_message"] = stored.reason + (f": {stored.detail}" if stored.detail else "")
-    return made
+    return taken_down(record, detail) if reason == "takedown" else record
+
+
+def taken_down(record: dict[str, Any], reason: str | None) -> dict[str, Any]:
+    """What is left of a record after a takedown: that it was there, and why it went.
+
+    Its ``pair_id`` stays, a hash that names nobody, so that a later run does not bring it back.
+    """
+    empty: dict[str, Any] = dict.fromkeys(record)
+    kept = {name: record[name] for name in ("key", "pair_id", "query_id")}
+    message = "takedown" + (f": {reason}" if reason else "")
+    blank = {"url": "", "caption": "", "query_ids": []}
+    return empty | kept | blank | {"status": REMOVED, "error_message": message}
 
 
 def reason_of(error_message: str) -> tuple[str, str | None]:

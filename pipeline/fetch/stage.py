@@ -1,16 +1,23 @@
-"""``wit fetch``: pairs to shards, in two pipelines with raw downloads between them.
+"""``wit fetch``: pairs to shards, in passes that meet in a staging folder.
 
-The first groups pairs by the host of their URL and downloads each URL once, politely, into a staging folder. The
-second puts pairs into the order of shards and writes them from what is staged. A killed run goes on: staged URLs
-are not asked for again and finished shards stay.
+1. Fetch: URLs, grouped by host, are downloaded once, politely; what another run fetched is taken over.
+2. Decode: each download becomes an image, or a reason why not.
+3. Join: pairs meet what became of their URL. With ``--top-up`` dead links are replaced and the three repeated.
+4. Shards: pairs in the order of shards are written by copying images.
+
+A killed run goes on: no answer that was written down is asked for again, no part is decoded twice, and finished
+shards stay.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import apache_beam as beam
@@ -20,24 +27,27 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from pipeline.core import manifest, paths, tables
 from pipeline.core.beam import LOCAL_RUNNER, engine, pipeline_options, run_pipeline, split_table
 from pipeline.core.contracts import DROPPED, PAIRS, SHARDS
-from pipeline.core.errors import StageFailedError, UsageError
+from pipeline.core.errors import UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
 from pipeline.core.stage import RunOptions, StageResult, clear, run_stage
 from pipeline.core.tars import shard_name
-from pipeline.fetch import shards, staging
+from pipeline.fetch import duplicates, ledger, retry, reuse, shards, staging, top_up
 from pipeline.fetch.client import Client
 from pipeline.fetch.config import FetchConfig
-from pipeline.fetch.policy import Refusal, Target, parse_url
+from pipeline.fetch.join import JOINED, PART_PAIRS, build_join, read_pairs
+from pipeline.fetch.parts import DecodeParts, undecoded
+from pipeline.fetch.policy import Target, parse_url
+from pipeline.fetch.reuse import KnownFile, Source, known_rows, read_known
 from pipeline.fetch.schedule import Schedule
 from pipeline.fetch.shards import ShardPlan
-from pipeline.fetch.staging import RESULT, GroupStaging
+from pipeline.fetch.staging import DECODED, RAW, GroupStaging, indexes
 
-OWNED = ("*.tar", "[0-9]*.parquet", "*_stats.json", f"{staging.FOLDER}/*")
-PAIR_COLUMNS = (
-    "pair_id", "url", "text", "query_ids", "query_id", "rights", "page_url", "text_source", "language",
-)  # fmt: skip
+STAGE = "fetch"
+FILES = ("*.tar", "[0-9]*.parquet", "*_stats.json", f"{ledger.FOLDER}/*")
+OWNED = (*FILES, f"{staging.FOLDER}/*", f"{retry.PREVIOUS}/*")
 MakeClient = Callable[[FetchConfig], Client]
+Tagged = tuple[str, pa.Table]
 
 
 def run(config: FetchConfig, out: str, options: RunOptions) -> Manifest | None:
@@ -52,9 +62,18 @@ def run(config: FetchConfig, out: str, options: RunOptions) -> Manifest | None:
         raise UsageError("no pairs to fetch", hint="name the folder of `wit select` with --pairs DIR")
     beam_options = pipeline_options(options.beam)
     files = tables.part_files(config.pairs, PAIRS)
-    return run_stage(
+    for path in config.reuse:
+        reuse.open_source(path, config)
+    if config.top_up:
+        top_up.check(config.pairs)
+    if not options.overwrite:
+        retry.check(out, config)
+    if not options.dry_run and config.retry and _may_retry(out):
+        retry.begin(out, STAGE, config, [config.pairs])
+    was_finished = retry.is_finished(out)
+    done = run_stage(
         partial(_body, config=config, files=files, options=options, beam_options=beam_options),
-        stage="fetch",
+        stage=STAGE,
         contract=SHARDS.id,
         config=config,
         inputs=[config.pairs],
@@ -63,26 +82,122 @@ def run(config: FetchConfig, out: str, options: RunOptions) -> Manifest | None:
         owned=OWNED,
         resumable=True,
     )
+    if done is not None:
+        retry.clean(out, [staging.FOLDER])
+        if was_finished and not options.quiet and (count := done.extra.get("urls_retryable")):
+            told = f"{STAGE}: {count:,} URLs failed in a way that may pass: --retry asks for them again"
+            sys.stderr.write(f"{told}\n")
+    return done
+
+
+def _may_retry(out: str) -> bool:
+    return retry.is_finished(out) and bool(manifest.read(out).extra.get("urls_retryable"))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run: where it works, with what, and the passes over it; each is skipped where its result is there."""
+
+    config: FetchConfig
+    out: str
+    options: RunOptions
+    beam: PipelineOptions
+
+    @property
+    def work(self) -> str:
+        return paths.join(self.out, staging.FOLDER)
+
+    @property
+    def groups(self) -> int:
+        return self.config.host_groups or _groups(self.beam)
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        found = [reuse.open_source(path, self.config) for path in self.config.reuse]
+        if retry.under_way(self.out):
+            found.append(reuse.open_source(paths.join(self.out, retry.PREVIOUS), self.config, itself=True))
+        return found
+
+    @cached_property
+    def removed(self) -> dict[str, str]:
+        return reuse.removed_ids(self.sources)
+
+    def once(self, name: str, make: Callable[[], object]) -> None:
+        """Does something unless a marker says that it was done."""
+        marker = paths.join(self.work, f"{name}.done")
+        if not paths.exists(marker):
+            make()
+            paths.write_bytes(marker, b"")
+
+    def joined(self, rounds: int) -> list[str]:
+        """The files of pairs with the row of their URL, of this round and those before it."""
+        folders = [paths.join(self.work, "joined", f"{n:05d}") for n in range(rounds + 1)]
+        return [file for folder in folders for file in indexes(folder)]
+
+    def round(self, number: int, files: list[str]) -> None:
+        """Fetches, decodes and joins some pairs."""
+        self.once(f"round-{number:05d}", lambda: self._round(number, files))
+
+    def _round(self, number: int, files: list[str]) -> None:
+        raw = paths.join(self.work, RAW)
+        staging.recover(raw)
+        quiet = self.options.quiet
+        with Progress("fetch", unit="URLs", quiet=quiet):
+            run_pipeline(partial(_build_fetch, self, files), self.beam)
+        if names := undecoded(self.work):
+            total = tables.count_rows(paths.join(raw, f"{name}.parquet") for name in names)
+            with Progress("decode", total=total, unit="images", quiet=quiet):
+                run_pipeline(partial(_build_decode, names, self.work, self.config), self.beam)
+        pairs = tables.count_rows(files)
+        folder = paths.join(self.work, "joined", f"{number:05d}")
+        decoded = paths.join(self.work, DECODED)
+        with Progress("join", unit="pairs", quiet=quiet):
+            parts = 1 + pairs // PART_PAIRS
+            run_pipeline(partial(build_join, files, self.removed, decoded, parts, folder), self.beam)
 
 
 def _body(
     out: str, *, config: FetchConfig, files: list[str], options: RunOptions, beam_options: PipelineOptions
 ) -> StageResult:
     clear(out, (".*.tmp", "dropped/*"))  # what a killed run was writing
-    groups = config.host_groups or _groups(beam_options)
-    folder = paths.join(out, staging.FOLDER, str(groups))
-    plan = ShardPlan.from_counts(shards.count_buckets(files), config.rows_per_shard)
-    rows_in = tables.count_rows(files)
+    retry.move(out, FILES)
+    run = _Run(config, out, options, beam_options)
+    paths.make_folder(run.work)
+    run.round(0, files)
+    extra: dict[str, Any] = {}
+    final: list[str] = []
+    rounds = 0
+    if config.top_up:
+        topped = top_up.TopUp(str(config.pairs), files, run.work)
+        while drawn := topped.draw(rounds + 1, run.joined(rounds)):
+            rounds += 1
+            run.round(rounds, drawn)
+        final = topped.finish(run.joined(rounds))
+        extra["top_up"] = topped.report(rounds)
+    joined = run.joined(rounds)
+    counts, total = shards.count_buckets(joined)
+    rows = int(counts.sum())
+    plan = ShardPlan.from_counts(counts, shards.rows_for(config, rows, total))
     todo = frozenset(s for s in range(plan.shards) if not paths.exists(shards.stats_file(out, s)))
     if todo:
-        paths.make_folder(folder)
-        with Progress("fetch", unit="URLs", quiet=options.quiet):
-            run_pipeline(partial(_build_fetch, files, groups, folder, config), beam_options)
         with Progress("shards", total=plan.rows, unit="pairs", quiet=options.quiet):
-            run_pipeline(partial(_build_shards, plan, todo, folder, out, config), beam_options)
-    result = _summary(out, plan, rows_in, engine(beam_options))
-    paths.remove(paths.join(out, staging.FOLDER))
-    return result
+            run_pipeline(partial(_build_shards, plan, todo, joined, final, run), beam_options)
+    decoded = indexes(paths.join(run.work, DECODED))
+    if decoded:
+        build = partial(ledger.build_ledger, decoded, 1 + rows // ledger.PART_ROWS, out)
+        run.once("ledger", lambda: run_pipeline(build, beam_options))
+    extra |= ledger.totals(out)
+    if config.reuse:
+        extra["reused"] = reuse.described(run.sources, _taken_over(decoded))
+    return _summary(out, plan, rows, engine(beam_options), extra)
+
+
+def _taken_over(decoded: list[str]) -> Counter[str]:
+    """URLs that came from each source."""
+    counts: Counter[str] = Counter()
+    for batch in tables.read_batches(decoded, columns=["source"]):
+        counts.update(name for name in batch.column("source").to_pylist() if name is not None)
+    return counts
 
 
 def _groups(options: PipelineOptions) -> int:
@@ -93,76 +208,62 @@ def _groups(options: PipelineOptions) -> int:
     return 1 if workers == 1 else 8 * (workers or 8)
 
 
-def _build_fetch(
-    files: list[str], groups: int, folder: str, config: FetchConfig, pipeline: beam.Pipeline
-) -> None:
-    (
+def _build_fetch(run: _Run, files: list[str], pipeline: beam.Pipeline) -> None:
+    inputs = [
         pipeline
         | "Files" >> beam.Create(files)
-        | "Read" >> beam.FlatMap(read_pairs).with_output_types(Any)
-        | "ByHost"
-        >> beam.FlatMap(split_table, key="host", partitions=groups).with_output_types(tuple[int, Any])
-        | "Groups" >> beam.GroupByKey()
-        | "Fetch" >> beam.Map(fetch_group, folder, config).with_output_types(int)
-    )
-
-
-def _build_shards(
-    plan: ShardPlan, todo: frozenset[int], folder: str, out: str, config: FetchConfig, pipeline: beam.Pipeline
-) -> None:
-    by_shard = (
-        pipeline
-        | "Files" >> beam.Create(staging.group_files(folder))
-        | "Read" >> beam.FlatMap(_read_staged).with_output_types(Any)
-        | "ByShard" >> beam.FlatMap(_split, plan, todo).with_output_types(tuple[int, Any])
-    )
-    # No pairs still make one shard, so that readers see the columns.
-    nothing = pipeline | "Empty" >> beam.Create(
-        [(0, pa.table({n: pa.array([], t) for n, t in _staged_columns()}))] if not plan.rows else []
-    ).with_output_types(tuple[int, Any])
-    (
-        (by_shard, nothing)
-        | "All" >> beam.Flatten()
-        | "Shards" >> beam.GroupByKey()
-        | "Write" >> beam.Map(shards.write_shard, plan, folder, out, config).with_output_types(int)
-    )
-
-
-def _staged_columns() -> list[tuple[str, pa.DataType]]:
-    fields = [PAIRS.schema.field(n) for n in PAIR_COLUMNS] + [f for f in RESULT if f.name != "fetch_url"]
-    return [(f.name, f.type) for f in fields] + [(shards.ORDER, pa.uint64())]
-
-
-def read_pairs(file: str) -> Iterator[pa.Table]:
-    """Tables of pairs with ``fetch_url`` and ``host``, or with the ``refusal`` that forbids to ask."""
-    for batch in tables.read_batches([file], columns=list(PAIR_COLUMNS)):
-        yield addressed(pa.Table.from_batches([batch]))
-
-
-def addressed(table: pa.Table) -> pa.Table:
-    """Adds ``fetch_url``, ``host`` (empty if there is none), and ``refused``, ``refused_detail``."""
-    found = [
-        verdict_on(url, rights)
-        for url, rights in zip(
-            table.column("url").to_pylist(), table.column("rights").to_pylist(), strict=True
-        )
+        | "Read" >> beam.FlatMap(wanted_urls, run.removed)
+        | "ByHost" >> beam.FlatMap(_tagged, "wanted", run.groups).with_output_types(tuple[int, Any])
     ]
-    columns = {
-        "fetch_url": [f.url if isinstance(f, Target) else None for f in found],
-        "host": [f.host if isinstance(f, Target) else "" for f in found],
-        "refused": [f.reason if isinstance(f, Refusal) else None for f in found],
-        "refused_detail": [f.detail if isinstance(f, Refusal) else None for f in found],
-    }
-    for name, values in columns.items():
-        table = table.append_column(name, pa.array(values, pa.string()))
-    return table
+    other = [f for f in indexes(paths.join(run.work, RAW)) if not _is_of(f, run.groups)]
+    if other:
+        inputs.append(
+            pipeline
+            | "Staged" >> beam.Create(other)
+            | "ReadStaged" >> beam.FlatMap(staged_urls)
+            | "StagedByHost" >> beam.FlatMap(_tagged, "staged", run.groups).with_output_types(tuple[int, Any])
+        )
+    if known := reuse.known_files(run.sources):
+        inputs.append(
+            pipeline
+            | "Known" >> beam.Create(known)
+            | "ReadKnown"
+            >> beam.FlatMap(_tagged_known, run.config, run.groups).with_output_types(tuple[int, Any])
+        )
+    (
+        inputs
+        | "All" >> beam.Flatten()
+        | "Groups" >> beam.GroupByKey()
+        | "Fetch" >> beam.Map(fetch_group, run.work, run.groups, run.config).with_output_types(int)
+    )
 
 
-def verdict_on(url: str, rights: Iterable[str]) -> Target | Refusal:
-    """Whether a pair may be asked for at all: its URL's form, and the opt-outs of the page it stood on."""
-    found = parse_url(url)
-    marks = sorted(rights)
-    return Refusal("optout_meta", ", ".join(marks)) if marks and isinstance(found, Target) else found
+def _is_of(file: str, groups: int) -> bool:
+    return file.rsplit("/", 1)[1].startswith(f"{groups}-")
+
+
+def _tagged(table: pa.Table, tag: str, groups: int) -> list[tuple[int, Tagged]]:
+    return [(group, (tag, rows)) for group, rows in split_table(table, key="host", partitions=groups)]
+
+
+def _tagged_known(element: KnownFile, config: FetchConfig, groups: int) -> Iterator[tuple[int, Tagged]]:
+    for table in read_known(element, config):
+        yield from _tagged(table, "answers" if element.is_ledger else "images", groups)
+
+
+def wanted_urls(file: str, removed: Mapping[str, str]) -> Iterator[pa.Table]:
+    """``fetch_url`` and ``host`` of the pairs that may be asked for, each once in a table."""
+    for table in read_pairs(file, removed):
+        urls = table.select(["fetch_url", "host"]).filter(table.column("fetch_url").is_valid())
+        yield urls.group_by(["fetch_url", "host"]).aggregate([])
+
+
+def staged_urls(file: str) -> Iterator[pa.Table]:
+    """What is staged under another number of groups, with its ``host``."""
+    for batch in tables.read_batches([file], columns=list(staging.STAGED)):
+        targets = [parse_url(url) for url in batch.column("fetch_url").to_pylist()]
+        hosts = [t.host if isinstance(t, Target) else "" for t in targets]
+        yield pa.Table.from_batches([batch]).append_column("host", pa.array(hosts, pa.string()))
 
 
 def make_client(config: FetchConfig) -> Client:
@@ -171,27 +272,46 @@ def make_client(config: FetchConfig) -> Client:
 
 
 def fetch_group(
-    item: tuple[int, Iterable[pa.Table]],
-    folder: str,
+    item: tuple[int, Iterable[Tagged]],
+    work: str,
+    groups: int,
     config: FetchConfig,
     make: MakeClient = make_client,
 ) -> int:
-    """Downloads what is missing of one group of hosts and stages it; returns the URLs asked for."""
+    """Stages what is missing of one group of hosts, from other runs or from the web; returns the URLs asked for."""
     group, chunks = item
-    staged = GroupStaging(folder, group)
-    if paths.exists(staged.pairs_file):
-        return 0
-    pairs = pa.concat_tables(list(chunks))
-    done = set(staged.results().column("fetch_url").to_pylist())
-    wanted = sorted(set(pairs.column("fetch_url").drop_null().to_pylist()) - done, key=_spread)
-    targets = [t for t in map(parse_url, wanted) if isinstance(t, Target)]
+    found: dict[str, list[pa.Table]] = {"wanted": [], "staged": [], "images": [], "answers": []}
+    for tag, table in chunks:
+        found[tag].append(table)
+    staged = GroupStaging(work, groups, group)
+    before = [table.select(staging.STAGED) for table in found["staged"]] + staged.done()
+    missing = _urls(found["wanted"]) - _urls(before)
+    known = known_rows(missing, found["images"], found["answers"])
+    staged.take_over(known)
+    missing -= set(known.column("fetch_url").to_pylist())
+    targets = [t for t in map(parse_url, sorted(missing, key=_spread)) if isinstance(t, Target)]
     asked = 0
     if targets:
-        for count in staged.write(Schedule(make(config)).run(targets)):
+        spent = asked_before(before) if config.max_per_host else None
+        for count in staged.write(Schedule(make(config)).run(targets, spent)):
             asked += count
             tick(count)
-    staging.write_parquet(staged.pairs_file, answered(pairs, staged.results()))
     return asked
+
+
+def _urls(chunks: list[pa.Table]) -> set[str]:
+    return {url for table in chunks for url in table.column("fetch_url").to_pylist()}
+
+
+def asked_before(staged: Iterable[pa.Table]) -> Counter[str]:
+    """URLs of each host that this run has asked the web for, by what is staged."""
+    spent: Counter[str] = Counter()
+    for table in staged:
+        for row in table.to_pylist():
+            target = parse_url(row["fetch_url"])
+            if row["source"] is None and row["reason"] != "host_quota" and isinstance(target, Target):
+                spent[target.host] += 1
+    return spent
 
 
 def _spread(url: str) -> tuple[int, str]:
@@ -199,30 +319,52 @@ def _spread(url: str) -> tuple[int, str]:
     return zlib.crc32(url.encode()), url
 
 
-def answered(pairs: pa.Table, results: pa.Table) -> pa.Table:
-    """Pairs with the result of their URL, or with the refusal they came with.
-
-    Raises:
-        StageFailedError: A URL has no result.
-    """
-    place = {url: i for i, url in enumerate(results.column("fetch_url").to_pylist())}
-    rows = [place.get(url) if url is not None else None for url in pairs.column("fetch_url").to_pylist()]
-    refused = pairs.column("refused").to_pylist()
-    if any(row is None and reason is None for row, reason in zip(rows, refused, strict=True)):
-        raise StageFailedError("a URL was not fetched", hint="this is a defect: please report it")
-    taken = results.take(pa.array(rows, pa.int64()))
-    columns: Mapping[str, Any] = {
-        **{n: pairs.column(n) for n in PAIR_COLUMNS},
-        **{n: taken.column(n) for n in RESULT.names if n != "fetch_url"},
-    }
-    merged = {
-        "reason": pa.compute.coalesce(pairs.column("refused"), columns["reason"]),
-        "detail": pa.compute.coalesce(pairs.column("refused_detail"), columns["detail"]),
-    }
-    return pa.table({**columns, **merged})
+def _build_decode(names: list[str], work: str, config: FetchConfig, pipeline: beam.Pipeline) -> None:
+    (
+        pipeline
+        | "Parts" >> beam.Create(names)
+        | "Decode" >> beam.ParDo(DecodeParts(work, config)).with_output_types(int)
+    )
 
 
-def _read_staged(file: str) -> Iterator[pa.Table]:
+def _build_shards(
+    plan: ShardPlan,
+    todo: frozenset[int],
+    joined: list[str],
+    final: list[str],
+    run: _Run,
+    pipeline: beam.Pipeline,
+) -> None:
+    files = pipeline | "Files" >> beam.Create(joined)
+    by_hash = 1 + plan.rows // duplicates.PART_PAIRS
+    inputs = [
+        files | "Read" >> beam.FlatMap(_read),
+        files
+        | "Hashes" >> beam.FlatMap(duplicates.hashes_of, by_hash).with_output_types(tuple[int, Any])
+        | "ByHash" >> beam.GroupByKey()
+        | "Duplicates" >> beam.Map(duplicates.duplicate_marks),
+    ]
+    if final:
+        inputs.append(pipeline | "Final" >> beam.Create(final) | "ReadFinal" >> beam.FlatMap(_read))
+    by_shard = (
+        inputs
+        | "Rows" >> beam.Flatten()
+        | "ByShard" >> beam.FlatMap(_split, plan, todo).with_output_types(tuple[int, Any])
+    )
+    # No pairs still make one shard, so that readers see the columns.
+    empty = JOINED.append(pa.field(shards.ORDER, pa.uint64())).empty_table()
+    nothing = pipeline | "Empty" >> beam.Create([] if plan.rows else [(0, empty)]).with_output_types(
+        tuple[int, Any]
+    )
+    (
+        (by_shard, nothing)
+        | "All" >> beam.Flatten()
+        | "Shards" >> beam.GroupByKey()
+        | "Write" >> beam.Map(shards.write_shard, plan, run.work, run.out, run.config).with_output_types(int)
+    )
+
+
+def _read(file: str) -> Iterator[pa.Table]:
     for batch in tables.read_batches([file]):
         yield pa.Table.from_batches([batch])
 
@@ -231,11 +373,21 @@ def _split(table: pa.Table, plan: ShardPlan, todo: frozenset[int]) -> list[tuple
     return [(shard, part) for shard, part in plan.split(table) if shard in todo]
 
 
-def _summary(out: str, plan: ShardPlan, rows_in: int, ran_on: str) -> StageResult:
-    """Counts from the shards themselves, and their failed rows once more as ``dropped/``."""
+def _summary(out: str, plan: ShardPlan, rows_in: int, ran_on: str, extra: Mapping[str, Any]) -> StageResult:
+    listed = summarise(out, plan.shards)
+    return StageResult(
+        rows=sum(s["rows"] for s in listed),
+        rows_in=rows_in,
+        engine=ran_on,
+        extra={"shards": listed, "rows_per_shard": plan.rows_per_shard, **extra},
+    )
+
+
+def summarise(out: str, count: int) -> list[dict[str, Any]]:
+    """Counts from the shards themselves, for the manifest, and writes their failed rows once more as ``dropped/``."""
     listed = []
     with tables.PartWriter(paths.join(out, "dropped"), DROPPED) as dropped:
-        for shard in range(plan.shards):
+        for shard in range(count):
             stats = json.loads(paths.read_bytes(shards.stats_file(out, shard)))
             listed.append(
                 {
@@ -254,8 +406,6 @@ def _summary(out: str, plan: ShardPlan, rows_in: int, ran_on: str) -> StageResul
                     if message is not None
                 ]
                 dropped.write(
-                    tables.dropped_table("fetch", [(reason, pair, detail) for reason, detail, pair in failed])
+                    tables.dropped_table(STAGE, [(reason, pair, detail) for reason, detail, pair in failed])
                 )
-    return StageResult(
-        rows=sum(s["rows"] for s in listed), rows_in=rows_in, engine=ran_on, extra={"shards": listed}
-    )
+    return listed

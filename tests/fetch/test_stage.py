@@ -4,11 +4,6 @@ import filecmp
 import gc
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -196,39 +191,6 @@ def test_loopback_needs_to_be_allowed(site: Site, tmp_path: Path) -> None:
     assert main(["fetch", "--pairs", pairs, "--out", str(tmp_path / "out"), "--quiet"]) == 0
     assert manifest.read(str(tmp_path / "out")).dropped == {"blocked_address": 1}
     assert not site.log
-
-
-def test_a_killed_run_goes_on_and_ends_as_if_undisturbed(site: Site, tmp_path: Path) -> None:
-    site.delay_s = 0.004
-    urls = [site.url(f"/img/{i}.jpg", f"127.0.0.{1 + i % 4}") for i in range(900)]
-    pairs = pairs_of(tmp_path / "pairs", urls)
-    fetch(pairs, tmp_path / "calm", "--rows-per-shard", "300")
-    site.hits.clear()
-    command = [
-        sys.executable, "-m", "pipeline", "fetch", "--pairs", pairs, "--out", str(tmp_path / "killed"), *FLAGS,
-        "--rows-per-shard", "300",
-    ]  # fmt: skip
-    parts = ".staging/1/*-*.parquet"
-    for pattern, count in ((parts, 2), ("00000_stats.json", 1)):
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 60
-        while (
-            len(list((tmp_path / "killed").glob(pattern))) < count
-            and time.monotonic() < until
-            and child.poll() is None
-        ):
-            time.sleep(0.005)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-        assert not (tmp_path / "killed/manifest.json").exists()
-    kept = list((tmp_path / "killed").glob(parts))
-    fetch(pairs, tmp_path / "killed", "--rows-per-shard", "300")
-    assert_same(tmp_path / "calm", tmp_path / "killed")
-    assert kept
-    pictures = Counter({p: n for p, n in site.hits.items() if p != "/robots.txt"})
-    assert len(pictures) == 900
-    # What was staged is not asked for again: only the part that the first kill found open can be.
-    assert sum(pictures.values()) <= 900 + 256 + 32
 
 
 def test_bad_input_is_one_line(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

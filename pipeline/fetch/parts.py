@@ -1,0 +1,126 @@
+"""The second pass: a part of downloaded bodies becomes a part of encoded images, each URL's once.
+
+An image with many texts is decoded here once and copied into shards as often as pairs need it. Parts are of like
+size whatever hosts they come from, so the work is even over workers, and a part that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipeline.core import paths, tables
+from pipeline.core.progress import tick
+from pipeline.fetch.config import FetchConfig
+from pipeline.fetch.decode import Decoder, decoder_for
+from pipeline.fetch.images import Stored
+from pipeline.fetch.policy import Refusal
+from pipeline.fetch.reuse import as_it_is
+from pipeline.fetch.staging import DECODED, RAW, ROW, Bodies, Row, decoded_bodies, indexes, write_parquet
+
+
+def undecoded(work: str) -> list[str]:
+    """Names of the parts of ``raw/`` that have no part in ``decoded/``."""
+    names = [{f.rsplit("/", 1)[1] for f in indexes(paths.join(work, inner))} for inner in (RAW, DECODED)]
+    return sorted(name.removesuffix(".parquet") for name in names[0] - names[1])
+
+
+def perceptual_hash(jpeg: bytes) -> str:
+    """A difference hash: 64 bits as 16 hex characters, equal or near for pictures that look alike.
+
+    Each bit says whether a pixel of the grey picture of 9 x 8 is darker than the one on its right.
+    """
+    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
+        image.draft("L", (18, 16))
+        grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    return np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes().hex()
+
+
+def decode_part(name: str, work: str, config: FetchConfig, decoder: Decoder) -> int:
+    """Decodes one part and returns its URLs; nothing happens if that was done before.
+
+    The downloaded bodies are removed: images are what is needed from here on.
+    """
+    target = paths.join(work, DECODED, f"{name}.parquet")
+    if paths.exists(target):
+        return 0
+    rows = tables.read_files([paths.join(work, RAW, f"{name}.parquet")]).to_pylist()
+    made: list[Row] = []
+    with (
+        Bodies(work) as bodies,
+        paths.open_atomic(paths.join(work, DECODED, f"{name}.bin")) as file,
+    ):
+        size = 0
+        waiting = [row for row in rows if needs_decoding(row)]
+        results = zip(waiting, decoder.decode(bodies.read(row) for row in waiting), strict=True)
+        for row, found in results:
+            row |= _decoded(row, found, bodies, config)
+            if isinstance(found, Stored):
+                jpeg = row.pop("jpeg")
+                file.write(jpeg)
+                row |= {"bodies": decoded_bodies(name), "offset": size, "length": len(jpeg)}
+                size += len(jpeg)
+            tick()
+        made = rows
+    write_parquet(target, pa.Table.from_pylist(made, schema=ROW))
+    paths.remove(paths.join(work, RAW, f"{name}.bin"))
+    return len(made)
+
+
+def needs_decoding(row: Row) -> bool:
+    """Whether a row has a body and no image; one taken over from equal settings has its image already."""
+    return row["reason"] is None and row["width"] is None
+
+
+def _decoded(row: Row, found: Stored | Refusal, bodies: Bodies, config: FetchConfig) -> dict[str, Any]:
+    """What decoding changes in a row; a success comes with its ``jpeg``."""
+    if isinstance(found, Refusal):
+        nothing = {"bodies": None, "offset": 0, "length": 0}
+        return {"reason": found.reason, "detail": found.detail, **nothing}
+    jpeg = as_it_is(bodies.read(row), found, config) if row["source"] is not None else None
+    jpeg = found.jpeg if jpeg is None else jpeg
+    seen = row["original_width"] is not None
+    return {
+        "jpeg": jpeg,
+        "sha256": row["sha256"] or hashlib.sha256(bodies.read(row)).hexdigest(),
+        "width": found.width,
+        "height": found.height,
+        "original_width": row["original_width"] if seen else found.original_width,
+        "original_height": row["original_height"] if seen else found.original_height,
+        "exif": found.exif if row["exif"] is None else row["exif"],
+        "phash": perceptual_hash(jpeg),
+        "image_rights": ", ".join(found.rights) or None,
+        "image_score": found.score,
+    }
+
+
+class DecodeParts(beam.DoFn):
+    """Names of parts to their number of URLs; the decoder lives as long as the worker.
+
+    Args:
+        work: The staging folder.
+        config: How images are stored.
+    """
+
+    def __init__(self, work: str, config: FetchConfig) -> None:
+        self._work, self._config = work, config
+
+    def setup(self) -> None:
+        """Starts the decoder."""
+        self._decoder = decoder_for(self._config)
+        self._decoder.__enter__()
+
+    def process(self, element: str) -> Iterator[int]:
+        """Decodes one part; a retried element finds it done."""
+        yield decode_part(element, self._work, self._config, self._decoder)
+
+    def teardown(self) -> None:
+        """Ends the decoder."""
+        self._decoder.__exit__(None, None, None)
