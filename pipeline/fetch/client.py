@@ -26,7 +26,7 @@ from pipeline.fetch.policy import (
     header_opt_out,
     networks,
     own_token,
-    refused_coding,
+    refused_framing,
     refused_status,
     retry_after_s,
     user_agent,
@@ -250,7 +250,11 @@ class Client:
             refusal = header_opt_out(headers.get_all("X-Robots-Tag", []), tdm, self.agents)
             if refusal is None and reserved and tdm is None:
                 refusal = Refusal("optout_tdm", "tdmrep.json")
-        refusal = refusal or refused_coding(headers.get("Content-Encoding"))
+        refusal = refusal or refused_framing(
+            headers.get_all("Content-Length", []),
+            headers.get("Transfer-Encoding"),
+            headers.get("Content-Encoding"),
+        )
         if refusal is None:
             return None
         return Answer(refusal=refusal, retry_after_s=retry_after_s(headers.get("Retry-After")))

@@ -282,9 +282,21 @@ def _moment(text: str) -> datetime | None:
     return None
 
 
-def refused_coding(value: str | None) -> Refusal | None:
-    """The reason of a compressed body, which nobody asked for: it could grow to any size."""
-    codings = {token.strip() for token in (value or "").lower().split(",")} - _PLAIN_CODINGS
+def refused_framing(
+    lengths: Iterable[str], transfer_encoding: str | None, content_encoding: str | None
+) -> Refusal | None:
+    """The reason of a body whose length is disputed, or that is compressed and could grow to any size.
+
+    Args:
+        lengths: Values of all ``Content-Length`` fields.
+        transfer_encoding: Value of ``Transfer-Encoding``.
+        content_encoding: Value of ``Content-Encoding``; nobody asked for any.
+    """
+    if len({value.strip() for value in lengths}) > 1:
+        return Refusal("bad_response", "several lengths")
+    codings = {token.strip() for token in (content_encoding or "").lower().split(",")} - _PLAIN_CODINGS
+    if (transfer_encoding or "chunked").strip().lower() not in ("chunked", "identity"):
+        codings.add((transfer_encoding or "").strip().lower())
     return Refusal("encoded_body", ", ".join(sorted(codings))[:40]) if codings else None
 
 
