@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dedup.config import AuditConfig, EmbedConfig, ReportConfig, SearchConfig, TrainConfig
-from pipeline.core.command import Command, path_list
+from pipeline.core.command import Command, Task, path_list
 
 _PICTURES = "shards, a folder of pictures (class folders or not), picture files, or Parquet with `image`"
 _DETECTOR = "folder of `wit dedup train`"
@@ -55,7 +55,31 @@ def _audit(made: argparse.ArgumentParser) -> None:
     _threads(made)
 
 
-COMMANDS: tuple[Command, ...] = (
+def _review(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--neighbours", metavar="DIR", help="result of `wit dedup search`")
+    path_list(made, "--train", help="training pictures; default: what the embeddings were made from")
+    path_list(made, "--eval", help="evaluation pictures, each path a data set; default: likewise")
+    made.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for labels and thresholds.json; default: `review` beside the neighbours",
+    )
+    made.add_argument(
+        "--port", type=int, default=8747, metavar="N", help="0 takes any free port (default 8747)"
+    )
+    made.add_argument(
+        "--precision",
+        type=float,
+        default=0.98,
+        metavar="P",
+        help="precision that a threshold should have (0.98)",
+    )
+    made.add_argument(
+        "--reviewer", metavar="NAME", help="written beside each label; default: the user's name"
+    )
+
+
+COMMANDS: tuple[Command | Task, ...] = (
     Command(
         name="dedup train",
         help="train the near-duplicate detector and calibrate its threshold",
@@ -81,6 +105,12 @@ COMMANDS: tuple[Command, ...] = (
         stage="dedup.search:run",
         table="dedup.search",
         beam=True,
+    ),
+    Task(
+        name="dedup review",
+        help="a local page on which a person labels pairs and sets each data set's threshold",
+        arguments=_review,
+        main="dedup.review.main:main",
     ),
     Command(
         name="dedup report",

@@ -21,7 +21,7 @@ from pipeline.core.stage import MARKER
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 FILES_PER_CHUNK = 256
-_MEMBERS = ("jpg", "jpeg", "webp", "png", "gif", "bmp")
+MEMBERS = ("jpg", "jpeg", "webp", "png", "gif", "bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +218,7 @@ def _read_shard(chunk: Chunk) -> Iterator[Picture]:
             row = waiting.pop(sample.key, None)
             if row is None:
                 continue
-            data = next((sample.members[m] for m in _MEMBERS if m in sample.members), None)
+            data = next((sample.members[m] for m in MEMBERS if m in sample.members), None)
             yield _shard_picture(row, data, None if data is not None else problem)
     except InputError as error:
         problem = str(error)

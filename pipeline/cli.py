@@ -31,6 +31,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "dedup train": ("dedup.command", "train the near-duplicate detector"),
     "dedup embed": ("dedup.command", "embed images with the detector"),
     "dedup search": ("dedup.command", "find evaluation images' nearest training images"),
+    "dedup review": ("dedup.command", "label pairs on a local page and set each data set's threshold"),
     "dedup audit": ("dedup.command", "embed, search and report in one go"),
     "dedup report": ("dedup.command", "All/Clean/Overlap accuracies with their statistics"),
     "train": ("model.command", "train CLIP from shards"),

@@ -85,3 +85,26 @@ def read_shard(path: str) -> Iterator[Sample]:
                     yield Sample(key, members)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise InputError("damaged tar shard", where=path, found=str(error)) from error
+
+
+def plain_members(path: str) -> dict[str, tuple[int, int]]:
+    """Where the members of a shard begin and how long they are, by name, to read one without those before it.
+
+    Only headers are read. What follows a header of another kind (long names, links) or a damaged one is left out:
+    :func:`read_shard` reads those.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    with paths.open_input(path, decompress=False) as file:
+        place = 0
+        while True:
+            file.seek(place)
+            header = file.read(512)
+            name, _, _ = header[:100].partition(b"\0")
+            if len(header) < 512 or not name or header[156:157] not in (b"0", b"\0"):
+                return found
+            try:
+                size = int(header[124:136].rstrip(b" \0"), 8)
+            except ValueError:
+                return found
+            found[name.decode(errors="replace")] = (place + 512, size)
+            place += 512 + -(-size // 512) * 512
