@@ -15,9 +15,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pipeline.fetch.client import Answer, Client, Resolve, system_resolver
+from pipeline.fetch.client import Answer, Client
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.policy import Target, parse_url
+from pipeline.fetch.resolve import Resolve, system_resolver
 from tests.fetch.hostile import Request, Site
 
 FAST = FetchConfig(
@@ -228,6 +229,155 @@ def test_a_long_robots_txt_is_cut_and_its_own_opt_out_ignored(site: Site) -> Non
     url = site.add("/robots.txt", b"#" * 600_000, X_Robots_Tag="noindex")
     assert len(get(url, robots=True).body) == 512 * 1024
     assert reason(get(url)) == "optout_header"
+
+
+def ask(client: Client, *urls: str) -> list[str | None]:
+    return [reason(client.get(found)) for found in map(parse_url, urls) if isinstance(found, Target)]
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    made = Client(FAST, version="1")
+    yield made
+    made.close()
+
+
+def test_one_connection_carries_many_requests(site: Site, client: Client) -> None:
+    site.add("/none", b"no such page", 404)
+    site.add("/on", b"over there", 302, Location="/none")
+    urls = [site.url(f"/img/{i}.jpg") for i in range(5)]
+    assert (
+        ask(client, *urls, site.url("/none"), site.url("/on"), *urls)
+        == [None] * 5 + ["http_4xx"] + [None] * 6
+    )
+    assert site.connections["127.0.0.1"] == 1
+
+
+def test_connections_are_not_kept_where_they_are_not_wanted(site: Site, client: Client) -> None:
+    url = site.url("/img/1.jpg")
+    assert ask(client, url, site.add("/last", b"x", Connection="close"), url) == [None] * 3
+    assert site.connections["127.0.0.1"] == 2
+    alone = Client(dataclasses.replace(FAST, keep_alive_s=0.0), version="1")
+    assert ask(alone, url, url) == [None] * 2
+    assert site.connections["127.0.0.1"] == 4
+    assert site.headers["/img/1.jpg"]["Connection"] == "close"
+
+
+def test_a_connection_rests_only_so_long(site: Site) -> None:
+    client = Client(dataclasses.replace(FAST, keep_alive_s=0.05), version="1")
+    url = site.url("/img/1.jpg")
+    assert ask(client, url) == [None]
+    time.sleep(0.1)
+    assert ask(client, url) == [None]
+    assert site.connections["127.0.0.1"] == 2
+    client.close()
+
+
+def test_other_authorities_have_connections_of_their_own(site: Site) -> None:
+    everywhere = dataclasses.replace(FAST, allow_address=("127.0.0.0/29",))
+    client = Client(everywhere, version="1")
+    for host in ("127.0.0.1", "127.0.0.2"):
+        assert ask(client, site.url("/img/1.jpg", host)) == [None]
+    assert site.connections == {"127.0.0.1": 1, "127.0.0.2": 1}
+    client.close()
+
+
+@pytest.mark.parametrize("later", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"])
+def test_a_kept_connection_that_broke_or_talks_costs_a_new_one_and_no_failure(later: bytes) -> None:
+    """The server answers one request on each connection, then closes it, or sends an answer to nothing."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    bodies = iter([b"one", b"two"])
+
+    def serve() -> None:
+        for body in bodies:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(65536)
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n" + body)
+                time.sleep(0.05)
+                sock.sendall(later)
+                if later:
+                    sock.recv(65536)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    client = Client(FAST, version="1")
+    target = parse_url(f"http://127.0.0.1:{listener.getsockname()[1]}/")
+    assert isinstance(target, Target)
+    first = client.get(target).body
+    time.sleep(0.15)
+    assert (first, client.get(target).body) == (b"one", b"two")
+    client.close()
+    thread.join()
+    listener.close()
+
+
+def test_a_kept_connection_that_breaks_under_the_request_is_asked_again_on_a_new_one() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    requests = []
+
+    def serve() -> None:
+        for answers in (1, 1):
+            sock, _ = listener.accept()
+            with sock:
+                for _ in range(answers):
+                    requests.append(sock.recv(65536))
+                    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc")
+                requests.append(sock.recv(65536))  # takes the next request and closes
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    client = Client(FAST, version="1")
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    assert ask(client, url, url) == [None, None]
+    client.close()
+    thread.join()
+    listener.close()
+    assert [bool(r) for r in requests] == [True, True, True, False]
+
+
+def test_what_a_ledger_keeps_of_an_answer(site: Site) -> None:
+    long = "image/jpeg; " + "x" * 500
+    answer = get(
+        site.add("/a", b"body", Content_Type=long, ETag='"\x07abc"', Last_Modified="Tue, 1 Jan 2030")
+    )
+    assert (answer.content_type, answer.etag) == (long[:200], '"abc"')
+    assert (answer.last_modified, answer.received) == ("Tue, 1 Jan 2030", 4)
+    answer = get(site.add("/b", b"x" * 100, Content_Length="1000"))
+    assert (reason(answer), answer.received, answer.etag) == ("truncated", 100, None)
+
+
+def test_an_answer_that_is_too_slow_is_given_up_and_one_that_ends_in_time_is_not(site: Site) -> None:
+    def pause_and_end(request: Request) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", "1")
+        request.end_headers()
+        time.sleep(0.3)
+        request.wfile.write(b"x")
+
+    site.handlers.update({"/drip": drip, "/pause": pause_and_end})
+    strict = dataclasses.replace(FAST, min_rate_bytes_s=5_000, min_rate_grace_s=0.2)
+    assert reason(get(site.url("/drip"), config=strict)) == "too_slow"
+    assert reason(get(site.url("/pause"), config=strict)) is None
+    off = dataclasses.replace(strict, min_rate_bytes_s=0)
+    assert reason(get(site.url("/drip"), config=off)) == "deadline"
+
+
+def test_a_reservation_of_the_site_holds_unless_the_picture_lifts_it(site: Site) -> None:
+    client = Client(FAST, version="1")
+    for url, expected in (
+        (site.add("/a", b"x"), "optout_tdm"),
+        (site.add("/b", b"x", tdm_reservation="0"), None),
+        (site.add("/c", b"x", tdm_reservation="1"), "optout_tdm"),
+    ):
+        found = parse_url(url)
+        assert isinstance(found, Target)
+        assert reason(client.get(found, reserved=True)) == expected
+    client.close()
+
+
+def test_the_trusted_authorities_are_read_once_in_a_process() -> None:
+    assert Client(FAST, version="1")._ssl is Client(FAST, version="1")._ssl
 
 
 @pytest.fixture(scope="module")

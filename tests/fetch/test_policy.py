@@ -125,6 +125,70 @@ def test_header_opt_outs(values: list[str], tdm: str | None, reason: str | None)
 
 
 @pytest.mark.parametrize(
+    ("value", "past"),
+    [
+        ("unavailable_after: 25 Jun 2010 15:00:00 PST", True),
+        ("unavailable_after: Fri, 25 Jun 2010 15:00:00 GMT", True),
+        ("unavailable_after: Friday, 25-Jun-10 15:00:00 UTC", True),
+        ("unavailable_after: 2010-06-25", True),
+        ("unavailable_after: 2010-06-25T15:00:00+02:00", True),
+        ("nofollow, unavailable_after: 2010-06-25, noarchive", True),
+        ("img2dataset: unavailable_after: 2010-06-25", True),
+        ("otherbot: unavailable_after: 2010-06-25", False),
+        ("unavailable_after: 31 Dec 2025 23:59:59 GMT", True),
+        ("unavailable_after: 1 Jan 2026 00:00:01 GMT", False),
+        ("unavailable_after: Thu, 1 Jan 2026 00:00:01 GMT, nofollow", False),
+        ("unavailable_after: 2999-01-01", False),
+        ("unavailable_after: soon", False),
+        ("unavailable_after:", False),
+        ("unavailable_after", False),
+    ],
+)
+def test_pictures_whose_time_is_over(value: str, past: bool) -> None:
+    found = header_opt_out([value], None, ["webimagetext", "img2dataset"], datetime(2026, 1, 1, tzinfo=UTC))
+    assert found == (Refusal("optout_header", "unavailable_after") if past else None)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "transfer", "content", "reason"),
+    [
+        ([], None, None, None),
+        (["5"], "chunked", "identity", None),
+        (["5", " 5"], "Chunked", "", None),
+        (["5", "6"], None, None, "bad_response"),
+        ([], "gzip, chunked", None, "encoded_body"),
+        ([], None, "GZIP", "encoded_body"),
+        ([], None, "identity, br", "encoded_body"),
+        ([], None, "aws-chunked", None),
+    ],
+)
+def test_framing(lengths: list[str], transfer: str | None, content: str | None, reason: str | None) -> None:
+    found = policy.refused_framing(lengths, transfer, content)
+    assert (found.reason if found else None) == reason
+
+
+def test_the_first_of_each_host_are_within_its_quota() -> None:
+    urls = [target(f"http://{h}.example/{i}") for i in range(4) for h in "ab"]
+    assert policy.within_quota(urls, 0) == (urls, [])
+    assert policy.within_quota(urls, 3) == (urls[:6], urls[6:])
+    # A run that was interrupted after a/0 and b/0 chooses the same ones.
+    assert policy.within_quota(urls[2:], 3, {"a.example": 1, "b.example": 1}) == (urls[2:6], urls[6:])
+
+
+def test_reasons_that_a_later_run_asks_again() -> None:
+    assert policy.TRANSIENT < policy.RETRYABLE <= set(policy.REASONS)
+    assert not policy.RETRYABLE & set(policy.IMAGE_REASONS)
+    assert policy.RETRYABLE >= {"host_quota", "deferred", "too_slow", "host_backoff", "dns_temp"}
+    assert not policy.RETRYABLE & {
+        "http_4xx",
+        "robots_disallow",
+        "optout_tdm",
+        "dns_nxdomain",
+        "encoded_body",
+    }
+
+
+@pytest.mark.parametrize(
     ("location", "expected"),
     [
         ("b.jpg", "http://h.example/a/b.jpg"),

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import socket
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
+from pipeline.core.errors import StageFailedError
 from pipeline.fetch import robots
 from pipeline.fetch.client import Answer, Client
 from pipeline.fetch.config import FetchConfig
-from pipeline.fetch.policy import Target, parse_url
-from pipeline.fetch.schedule import Schedule
+from pipeline.fetch.policy import Refusal, Target, parse_url
+from pipeline.fetch.schedule import DNS_HOSTS, Schedule, _Job
 from tests.fetch.hostile import Request, Site
 
 LOOPBACK = FetchConfig(
@@ -22,6 +26,8 @@ LOOPBACK = FetchConfig(
     read_timeout_s=0.5,
     deadline_s=1.0,
 )
+
+TARGET = Target("http://h.example/", "http", "h.example", 80, "/")
 
 
 def fetch(urls: Iterable[str], config: FetchConfig = LOOPBACK) -> dict[str, Answer]:
@@ -201,6 +207,217 @@ def test_a_stuck_host_does_not_delay_the_others(site: Site) -> None:
         fetch([site.url("/stuck", "127.0.0.4"), *(site.url(f"/img/{i}.jpg") for i in range(20))], config)
     )
     assert order[-1] == site.url("/stuck", "127.0.0.4")
+
+
+def test_many_stuck_hosts_do_not_delay_one_that_answers(site: Site) -> None:
+    """More hosts hang than there are slots; the one that answers has some of its own."""
+    site.handlers["/stuck"] = site.handlers["/robots.txt"] = lambda request: hang_unless_good(request)
+    names = [f"stuck-{i}.test" for i in range(30)]
+    good = [f"http://good.test:{site.port}/img/{i}.jpg" for i in range(20)]
+    config = dataclasses.replace(LOOPBACK, fetch_threads=8, retries=0, host_gap_s=0.01)
+    client = Client(config, version="1", resolve=lambda _host, _port: ["127.0.0.1"])
+    urls = [*good, *(f"http://{name}:{site.port}/stuck" for name in names)]
+    started, ended = time.monotonic(), {}
+    for target, _ in Schedule(client).run(t for t in map(parse_url, urls) if isinstance(t, Target)):
+        ended[target.url] = time.monotonic() - started
+    assert max(ended[u] for u in good) < max(ended.values()) / 2
+
+
+def hang_unless_good(request: Request) -> None:
+    if request.host != "good.test":
+        time.sleep(0.8)
+    request.reply(b"", 404)
+
+
+def log_of(site: Site, host: str) -> list[tuple[float, str]]:
+    return [(when, path) for when, h, path in site.log if h == host]
+
+
+def test_the_servers_log_proves_good_manners(site: Site) -> None:
+    """Three hosts with many pictures: connections, order of files, gaps, and a pause that was asked for."""
+    site.delay_s = 0.02
+    busy: list[float] = []
+
+    def busy_once(request: Request) -> None:
+        busy.append(time.monotonic())
+        request.reply(b"", 503, Retry_After="1") if len(busy) == 1 else request.reply(b"here")
+
+    site.handlers["/busy.jpg"] = busy_once
+    hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    urls = [site.url(f"/img/{i}.jpg", host) for host in hosts for i in range(12)]
+    config = dataclasses.replace(LOOPBACK, host_gap_s=0.04, host_concurrency=2, host_gap_cap_s=0.04)
+    answers = fetch([*urls, site.url("/busy.jpg", hosts[0])], config)
+    assert reasons(answers) == [None] * 37
+    for host in hosts:
+        assert site.most[host] <= 2
+        assert site.connections[host] <= 3  # two kept ones, and the one that the 503 may have cost
+        log = log_of(site, host)
+        assert [path for _, path in log[:2]] == ["/robots.txt", "/.well-known/tdmrep.json"]
+        assert max(Counter(path for _, path in log if path != "/busy.jpg").values()) == 1
+        times = [when for when, _ in log]
+        gaps = [b - a for a, b in itertools.pairwise(times)]
+        assert sum(gaps) >= 0.04 * len(gaps) * 0.9  # the server notes arrivals, which jitter by some ms
+        assert sorted(gaps)[len(gaps) // 10] >= 0.02
+    after = [when for when, _ in log_of(site, hosts[0]) if busy[0] < when < busy[1]]
+    assert busy[1] - busy[0] >= 0.95
+    assert all(when - busy[0] < 0.2 or when - busy[0] >= 0.9 for when in after), "the host rests, not the URL"
+
+
+def test_a_host_that_says_slow_down_is_asked_half_as_often(site: Site) -> None:
+    count = itertools.count()
+    for i in range(8):
+        site.handlers[f"/a/{i}"] = lambda request: request.reply(b"x", 429 if next(count) < 3 else 200)
+    config = dataclasses.replace(
+        LOOPBACK, host_gap_s=0.05, host_gap_cap_s=0.3, host_concurrency=1, tdmrep=False, retries=9
+    )
+    assert set(reasons(fetch([site.url(f"/a/{i}") for i in range(8)], config))) == {None}
+    times = [when for when, _ in log_of(site, "127.0.0.1")][1:]
+    gaps = [round(b - a, 2) for a, b in itertools.pairwise(times)]
+    assert [gaps[0] >= 0.09, gaps[1] >= 0.19, gaps[2] >= 0.29] == [True] * 3
+    assert max(gaps[3:]) >= 0.28, "the cap, not the double"
+
+
+def test_a_wider_gap_shrinks_again_with_successes() -> None:
+    schedule = Schedule(
+        Client(dataclasses.replace(LOOPBACK, host_gap_s=0.1, host_gap_cap_s=9.0), version="1")
+    )
+    schedule._push(_Job(0.0, 0, TARGET, TARGET))
+    host = schedule._hosts["h.example"]
+    gaps = []
+    for answer in [Answer(http_status=429)] * 3 + [Answer(http_status=200)] * 40:
+        schedule._adapt_gap(host, answer)
+        gaps.append(host.gap_s)
+    assert gaps[:3] == [0.2, 0.4, 0.8]
+    assert [gaps[i] for i in (11, 12, 22, 32, 42)] == [0.8, 0.4, 0.2, 0.1, 0.1]
+
+
+def test_a_hosts_quota(site: Site) -> None:
+    urls = [site.url(f"/img/{i}.jpg", h) for i in range(5) for h in ("127.0.0.1", "127.0.0.2")]
+    answers = fetch(urls, dataclasses.replace(LOOPBACK, max_per_host=2))
+    assert {u: a.refusal.reason if a.refusal else None for u, a in answers.items()} == {
+        **dict.fromkeys(urls[:4]),
+        **dict.fromkeys(urls[4:], "host_quota"),
+    }
+    assert sum(n for path, n in site.hits.items() if path.startswith("/img/")) == 4
+
+
+def test_what_has_not_started_when_the_time_is_over_is_left_for_another_run(site: Site) -> None:
+    site.delay_s = 0.05
+    site.add("/again", status=500)
+    urls = [site.url(f"/img/{i}.jpg") for i in range(200)]
+    config = dataclasses.replace(LOOPBACK, group_budget_s=0.5, backoff_base_s=30.0, host_gap_s=0.02)
+    started = time.monotonic()
+    answers = fetch([site.url("/again"), *urls, "http://127.0.0.3:9/x"], config)
+    assert time.monotonic() - started < 3.0
+    assert len(answers) == 202
+    found = Counter(reasons(answers))
+    assert set(found) == {None, "deferred"}
+    assert found[None] == sum(site.hits[f"/img/{i}.jpg"] for i in range(200))
+    assert answers[site.url("/again")].refusal is not None
+
+
+def test_the_answer_names_where_it_came_from(site: Site) -> None:
+    site.add("/old.jpg", status=301, Location="/img/1.jpg")
+    site.add("/robots.txt", b"User-agent: *\nDisallow: /no")
+    answers = fetch(map(site.url, ("/old.jpg", "/img/2.jpg", "/no.jpg", "/gone.jpg")))
+    assert {u.rpartition("/")[2]: a.final_url for u, a in answers.items()} == {
+        "old.jpg": site.url("/img/1.jpg"),
+        "2.jpg": site.url("/img/2.jpg"),
+        "no.jpg": None,
+        "gone.jpg": site.url("/gone.jpg"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("tdmrep", "header", "switch", "expected"),
+    [
+        (b'[{"location": "/img/*", "tdm-reservation": 1}]', None, True, "optout_tdm"),
+        (b'[{"location": "/img/*", "tdm-reservation": 1}]', "0", True, None),
+        (b'[{"location": "/img/*", "tdm-reservation": 1}]', None, False, None),
+        (b'[{"location": "/other/*", "tdm-reservation": 1}]', None, True, None),
+        (b'[{"location": "/img/*", "tdm-reservation": 0}]', "1", True, "optout_tdm"),
+        (b"nonsense", None, True, None),
+    ],
+)
+def test_tdm_reservations(
+    site: Site, tdmrep: bytes, header: str | None, switch: bool, expected: str | None
+) -> None:
+    site.add("/.well-known/tdmrep.json", tdmrep)
+    fields = {} if header is None else {"tdm_reservation": header}
+    site.handlers["/img/a.jpg"] = lambda request: request.reply(b"x", **fields)  # type: ignore[arg-type]
+    urls = [site.url("/img/a.jpg"), site.url("/img/b.jpg")]
+    site.handlers["/img/b.jpg"] = site.handlers["/img/a.jpg"]
+    assert reasons(fetch(urls, dataclasses.replace(LOOPBACK, tdmrep=switch))) == [expected] * 2
+    assert site.hits["/.well-known/tdmrep.json"] == switch
+
+
+def test_a_site_that_keeps_us_from_its_tdmrep_is_not_asked_for_it(site: Site) -> None:
+    site.add("/robots.txt", b"User-agent: *\nDisallow: /.well-known/")
+    assert reason_of(site, "/img/1.jpg") is None
+    assert site.hits["/.well-known/tdmrep.json"] == 0
+
+
+class Names:
+    """A resolver that fails for the hosts that it is told, so many times."""
+
+    def __init__(self, failures: dict[str, int]) -> None:
+        self.failures = Counter(failures)
+        self.asked: Counter[str] = Counter()
+
+    def __call__(self, host: str, _port: int) -> list[str]:
+        self.asked[host] += 1
+        if self.asked[host] <= self.failures[host]:
+            raise socket.gaierror(socket.EAI_AGAIN, "try again")
+        return ["127.0.0.1"]
+
+
+def run_named(
+    site: Site, hosts: int, names: Names, **options: Any
+) -> tuple[dict[str, Answer], Exception | None]:
+    urls = [f"http://h{i}.test:{site.port}/img/{i}.jpg" for i in range(hosts)]
+    client = Client(dataclasses.replace(LOOPBACK, tdmrep=False, **options), version="1", resolve=names)
+    answers, error = {}, None
+    try:
+        for target, answer in Schedule(client).run(t for t in map(parse_url, urls) if isinstance(t, Target)):
+            answers[target.host] = answer
+    except StageFailedError as raised:
+        error = raised
+    return answers, error
+
+
+def test_names_that_fail_for_now_are_looked_up_once_more_at_the_end(site: Site) -> None:
+    names = Names({"h0.test": 1, "h1.test": 9})
+    answers, error = run_named(site, 10, names)
+    assert error is None
+    assert list(answers)[-1] == "h1.test"
+    assert [h for h, a in answers.items() if a.refusal] == ["h1.test"]
+    assert answers["h1.test"].refusal == Refusal("dns_temp", "try again")
+    assert (names.asked["h0.test"], names.asked["h1.test"], names.asked["h2.test"]) == (2, 2, 1)
+
+
+def test_a_resolver_that_fails_stops_the_run_and_leaves_nothing_wrong_behind(site: Site) -> None:
+    names = Names({f"h{i}.test": 99 for i in range(0, 200, 3)})
+    answers, error = run_named(site, 200, names, fetch_threads=4)
+    assert error is not None
+    assert "resolver" in str(error)
+    assert "20%" in str(error)
+    assert all(a.refusal is None for a in answers.values()), "no dns_temp is final"
+    assert len(answers) < 133, "it stopped early"
+    assert DNS_HOSTS <= len(names.asked) < 120
+    # The same run with a better resolver goes on with the rest.
+    rest, error = run_named(site, 200, Names({}))
+    assert error is None
+    assert len(rest) == 200
+
+
+def test_a_few_bad_names_or_a_short_run_are_not_the_resolvers_fault(site: Site) -> None:
+    _, error = run_named(site, 100, Names({f"h{i}.test": 9 for i in range(0, 100, 10)}))
+    assert error is None
+    answers, error = run_named(site, DNS_HOSTS - 1, Names({f"h{i}.test": 9 for i in range(DNS_HOSTS)}))
+    assert error is None
+    assert {a.refusal.reason for a in answers.values() if a.refusal} == {"dns_temp"}
+    answers, error = run_named(site, 80, Names({f"h{i}.test": 9 for i in range(80)}), dns_abort_share=1.0)
+    assert error is None
 
 
 def test_a_defect_of_ours_costs_one_url(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
