@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import threading
 import time
 from collections import Counter, defaultdict
@@ -97,8 +98,8 @@ class Site:
         number = int(request.path.removeprefix("/img/").partition(".")[0])
         request.reply(jpeg(picture("red", "circle", size=64, seed=number)))
 
-    def url(self, path: str, host: str = "127.0.0.1") -> str:
-        return f"http://{host}:{self.port}{path}"
+    def url(self, path: str, host: str = "127.0.0.1", scheme: str = "http") -> str:
+        return f"{scheme}://{host}:{self.port}{path}"
 
     def add(self, path: str, body: bytes = b"", status: int = 200, **headers: str) -> str:
         """A path that always answers the same; returns its URL."""
@@ -115,10 +116,12 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(site: Site) -> Iterator[Site]:
+def serving(site: Site, tls: ssl.SSLContext | None = None) -> Iterator[Site]:
     """Serves on all loopback addresses, so that 127.0.0.1, 127.0.0.2, … are hosts of their own."""
     handler = type("Bound", (Request,), {"site": site})
     server = _Server(("0.0.0.0", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     site.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

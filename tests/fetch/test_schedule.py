@@ -6,6 +6,7 @@ import socket
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from pipeline.fetch.client import Answer, Client
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.policy import Refusal, Target, parse_url
 from pipeline.fetch.schedule import DNS_HOSTS, Schedule, _Job
-from tests.fetch.hostile import Request, Site
+from tests.fetch.hostile import Request, Site, serving
+from tests.fetch.hostile_servers import Certificates
 
 LOOPBACK = FetchConfig(
     allow_address=("127.0.0.0/29",),
@@ -418,6 +420,22 @@ def test_a_few_bad_names_or_a_short_run_are_not_the_resolvers_fault(site: Site) 
     assert {a.refusal.reason for a in answers.values() if a.refusal} == {"dns_temp"}
     answers, error = run_named(site, 80, Names({f"h{i}.test": 9 for i in range(80)}), dns_abort_share=1.0)
     assert error is None
+
+
+def test_https_from_end_to_end_with_a_handshake_for_each_connection_only(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path)
+    names = ["a.site.test", "b.site.test"]
+    with serving(Site(), certificates.server("good")) as site:
+        urls = [site.url(f"/img/{i}.jpg", name, "https") for name in names for i in range(10)]
+        client = Client(
+            LOOPBACK, version="1", resolve=lambda _h, _p: ["127.0.0.1"], ssl_context=certificates.client
+        )
+        answers = dict(Schedule(client).run(t for t in map(parse_url, urls) if isinstance(t, Target)))
+        assert {t.url for t, a in answers.items() if a.body} == set(urls)
+        for name in names:
+            assert site.hits["/robots.txt"] == 2
+            assert site.most[name] <= 2
+            assert site.connections[name] <= 2, "twelve requests over two connections"
 
 
 def test_a_defect_of_ours_costs_one_url(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
