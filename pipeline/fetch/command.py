@@ -22,6 +22,13 @@ def _arguments(made: argparse.ArgumentParser) -> None:
         "--host-gap-s", metavar="S", type=float, help="least seconds between requests to one host (1)"
     )
     made.add_argument(
+        "--max-per-host", metavar="N", type=int, help="URLs of one host asked for in one run (all)"
+    )
+    made.add_argument(
+        "--group-budget-s", metavar="S", type=float,
+        help="time for one group of hosts; the rest is left for --retry (no limit)",
+    )  # fmt: skip
+    made.add_argument(
         "--image-size", metavar="PIXELS", type=int, help="side that the resize mode names (256)"
     )
     made.add_argument(

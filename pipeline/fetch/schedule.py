@@ -421,8 +421,8 @@ class Schedule:
             "the name resolver fails",
             expected=f"at most {self.config.dns_abort_share:.0%} of hosts that cannot be looked up for now",
             found=f"{sum(self._recent)} of the last {len(self._recent)}",
-            hint="set up a caching resolver on this machine (unbound, knot-resolver), or lower"
-            " --dns-concurrency; the same command goes on where it stopped",
+            hint="set up a caching resolver on this machine (unbound, knot-resolver) or lower"
+            " fetch.dns_concurrency; the same command goes on where it stopped",
         )
 
 
