@@ -7,12 +7,22 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _SAMPLE_SECONDS = 0.1
 _PAGE_BYTES = resource.getpagesize()
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Phase:
+    """What a part of a command took, in the same units; to a sample's length."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_mb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -24,16 +34,22 @@ class Measured:
         cpu_s: User and system seconds of all its processes.
         peak_mb: Most resident memory of all its processes together, MB; pages shared by them count for each.
         output: What it printed.
+        phases: Its parts by name, where they can be told from outside.
     """
 
     wall_s: float
     cpu_s: float
     peak_mb: float
     output: str
+    phases: Mapping[str, Phase] = field(default_factory=dict)
 
 
-def run(command: Sequence[str]) -> Measured:
+def run(command: Sequence[str], phase: Callable[[], str] | None = None) -> Measured:
     """Runs a command to its end.
+
+    Args:
+        command: The program and its arguments.
+        phase: Says what it is doing now, from what it has written.
 
     Raises:
         RuntimeError: It failed.
@@ -41,9 +57,19 @@ def run(command: Sequence[str]) -> Measured:
     before = _children_cpu()
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        peak = 0
+        peak = 0.0
+        phases: dict[str, Phase] = {}
+        wall_before = cpu_before = 0.0
         while True:
-            peak = max(peak, sum(_resident(p) for p in _family(process.pid)))
+            family = _family(process.pid)
+            resident = sum(map(_resident, family)) / 1e6
+            peak = max(peak, resident)
+            if phase is not None:
+                now = phases.setdefault(phase(), Phase())
+                wall, cpu = time.monotonic() - started, max(sum(map(_cpu, family)), cpu_before)
+                now.wall_s, now.cpu_s = now.wall_s + wall - wall_before, now.cpu_s + cpu - cpu_before
+                now.peak_mb = max(now.peak_mb, resident)
+                wall_before, cpu_before = wall, cpu
             try:
                 output, errors = process.communicate(timeout=_SAMPLE_SECONDS)
                 break
@@ -52,7 +78,7 @@ def run(command: Sequence[str]) -> Measured:
     wall = time.monotonic() - started
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{errors[-2000:]}")
-    return Measured(wall, _children_cpu() - before, peak / 1e6, output)
+    return Measured(wall, _children_cpu() - before, peak, output, phases)
 
 
 def _children_cpu() -> float:
@@ -64,9 +90,9 @@ def _family(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            parent = _stat(int(entry))
-            if parent is not None:
-                children.setdefault(parent, []).append(int(entry))
+            fields = _stat(int(entry))
+            if fields:
+                children.setdefault(int(fields[1]), []).append(int(entry))
     found, todo = [], [root]
     while todo:
         process = todo.pop()
@@ -75,11 +101,17 @@ def _family(root: int) -> list[int]:
     return found
 
 
-def _stat(process: int) -> int | None:
+def _cpu(process: int) -> float:
+    """Seconds of a process and of its children that have ended."""
+    return sum(map(int, _stat(process)[11:15])) / _TICKS
+
+
+def _stat(process: int) -> list[str]:
+    """Fields of ``/proc/PID/stat`` from the third on; none if the process is gone."""
     try:
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, IndexError):  # gone meanwhile
-        return None
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _resident(process: int) -> int:

@@ -165,7 +165,7 @@ class _Context:
         row = max(lost, key=lambda r: r["reason"] != "duplicate")
         facts = self.balance.of_dropped(row)
         if row["reason"] == "duplicate":
-            facts["reasons"] = [f"another pair has its URL and its cleaned text {row['detail']!r}"]
+            facts["reasons"] = [f"another pair has its URL and, but for case, its cleaned text {row['detail']!r}"]
         return _answer(
             "select", "dropped", facts.pop("reasons"), reason=row["reason"], detail=row["detail"], **facts
         )

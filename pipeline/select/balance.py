@@ -21,13 +21,17 @@ pairs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
+BLOCK: Final = 2**22
+"""Queries of pairs that are worked on at a time: all else would need many times the memory of the pairs themselves."""
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+_32: Final = np.uint64(32)
+_LOW: Final = np.uint64(2**32 - 1)
 NOT_KEPT: Final = -1
 
 
@@ -88,11 +92,6 @@ class Wishes:
     query_ids: np.ndarray
     matched: np.ndarray
 
-    @property
-    def owner(self) -> np.ndarray:
-        """int64[m]: the pair that each entry belongs to."""
-        return np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))
-
 
 def rarest_first(
     indptr: np.ndarray, query_ids: np.ndarray, *, queries: int, matched: np.ndarray | None = None
@@ -106,10 +105,41 @@ def rarest_first(
         matched: int64[q], where these pairs are only some of those that were counted.
     """
     if matched is None:
-        matched = np.bincount(query_ids, minlength=queries).astype(np.int64)
-    owner = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    order = np.lexsort((query_ids, matched[query_ids], owner))
-    return Wishes(indptr, query_ids[order], matched)
+        matched = _counts(query_ids, queries)
+    by_rarity = np.lexsort((np.arange(len(matched)), matched)).astype(np.int32)
+    place = np.empty(len(matched), dtype=np.uint64)
+    place[by_rarity] = np.arange(len(matched), dtype=np.uint64)
+    wishes = np.empty(len(query_ids), dtype=np.int32)
+    for first, end in _blocks(indptr):
+        here = slice(indptr[first], indptr[end])
+        # One number for the pair and the rarity of its query, so that values are sorted and not places.
+        keys = (_owners(indptr, first, end).astype(np.uint64) << _32) | place[query_ids[here]]
+        keys.sort()
+        wishes[here] = by_rarity[keys & _LOW]
+    return Wishes(indptr, wishes, matched)
+
+
+def _counts(query_ids: np.ndarray, queries: int) -> np.ndarray:
+    """int64[q]: how often each query occurs."""
+    counts = np.zeros(queries, dtype=np.int64)
+    for begin in range(0, len(query_ids), BLOCK):
+        counts += np.bincount(query_ids[begin : begin + BLOCK], minlength=queries)
+    return counts
+
+
+def _blocks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Stretches of pairs with about :data:`BLOCK` queries together, at least one pair each."""
+    first, rows = 0, len(indptr) - 1
+    while first < rows:
+        end = int(np.searchsorted(indptr, indptr[first] + BLOCK, side="right")) - 1
+        end = min(rows, max(end, first + 1))
+        yield first, end
+        first = end
+
+
+def _owners(indptr: np.ndarray, first: int, end: int) -> np.ndarray:
+    """Which pair, from ``first`` on, each entry of a stretch belongs to."""
+    return np.repeat(np.arange(end - first), np.diff(indptr[first : end + 1]))
 
 
 def balance_cap(
@@ -140,7 +170,7 @@ def choose_cap(asked_for: Wishes, rank: np.ndarray, *, cap: int) -> Balanced:
     by_rank = np.argsort(rank, kind="stable")
     at, end = indptr[:-1][by_rank].copy(), indptr[1:][by_rank]
     # Everything below is in the order of rank, so that a stable sort by query leaves proposers in rank order.
-    choice = np.full(len(at), NOT_KEPT, dtype=np.int64)
+    choice = np.full(len(at), NOT_KEPT, dtype=np.int32)
     able = at < end
     choice[able] = wishes[at[able]]
     held = np.bincount(choice[able], minlength=queries)
@@ -188,11 +218,14 @@ def choose_sample(asked_for: Wishes, pair_hashes: np.ndarray, *, cap: int) -> Ba
         pair_hashes: uint64[n], of :func:`pair_hash`.
         cap: MetaCLIP's t.
     """
-    wishes, owner, matched = asked_for.query_ids, asked_for.owner, asked_for.matched
-    won = np.flatnonzero(draw(pair_hashes[owner], wishes) * matched[wishes] < cap)
+    indptr, matched = asked_for.indptr, asked_for.matched
     outcome = np.full(len(pair_hashes), NOT_KEPT, dtype=np.int32)
-    # The rarest comes first, so it is written last.
-    outcome[owner[won[::-1]]] = wishes[won[::-1]]
+    for first, end in _blocks(indptr):
+        wishes = asked_for.query_ids[indptr[first] : indptr[end]]
+        owner = first + _owners(indptr, first, end)
+        won = np.flatnonzero(draw(pair_hashes[owner], wishes) * matched[wishes] < cap)[::-1]
+        # The rarest comes first, so it is written last.
+        outcome[owner[won]] = wishes[won]
     return _balanced(outcome, matched, matched > cap)
 
 

@@ -6,7 +6,7 @@ so that ten million matched rows are decided in memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -44,24 +44,30 @@ class Packed:
 def pack(files: list[str]) -> Packed:
     """Reads the packed columns of the matched rows."""
     columns = ["key_high", "key_low", "caption_hash", "pair_hash", "tie", "query_ids"]
-    held: dict[str, list[np.ndarray]] = {name: [] for name in (*columns, "lengths")}
-    for batch in tables.read_batches(files, columns=columns):
-        for name in columns[:-1]:
-            held[name].append(batch.column(name).to_numpy())
-        lists = batch.column("query_ids")
-        held["lengths"].append(np.diff(lists.offsets.to_numpy()))
-        held["query_ids"].append(lists.flatten().to_numpy())
-    joined = {
-        name: np.concatenate(chunks) if chunks else np.zeros(0, np.uint64) for name, chunks in held.items()
-    }
-    return Packed(
-        key=np.stack([joined["key_high"], joined["key_low"]], axis=1),
-        caption=joined["caption_hash"],
-        pair=joined["pair_hash"],
-        tie=joined["tie"],
-        indptr=np.r_[0, np.cumsum(joined["lengths"])].astype(np.int64),
-        query_ids=joined["query_ids"].astype(np.int32),
+    rows = tables.count_rows(files)
+    # Filled in place: columns that are joined in the end need twice the memory.
+    held = Packed(
+        key=np.empty((rows, 2), np.uint64),
+        caption=np.empty(rows, np.uint64),
+        pair=np.empty(rows, np.uint64),
+        tie=np.empty(rows, np.uint64),
+        indptr=np.zeros(rows + 1, np.int64),
+        query_ids=np.zeros(0, np.int32),
     )
+    targets = (held.key[:, 0], held.key[:, 1], held.caption, held.pair, held.tie)
+    query_ids: list[np.ndarray] = []
+    start = 0
+    for batch in tables.read_batches(files, columns=columns):
+        end = start + batch.num_rows
+        for target, name in zip(targets, columns, strict=False):
+            target[start:end] = batch.column(name).to_numpy()
+        lists = batch.column("query_ids")
+        lengths = np.diff(lists.offsets.to_numpy())
+        held.indptr[start + 1 : end + 1] = held.indptr[start] + np.cumsum(lengths, dtype=np.int64)
+        query_ids.append(lists.flatten().to_numpy().copy())
+        start = end
+    joined = np.concatenate(query_ids) if query_ids else held.query_ids
+    return replace(held, query_ids=joined)
 
 
 def place_in_group(groups: list[np.ndarray], order: list[np.ndarray]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The first pass of ``wit select``: clean, rules, language, safety, match; row by row, in batches.
 
 A batch of candidates becomes a batch of *matched* rows (pairs without ``query_id``, with hashes beside them) and
-dropped rows. Duplicates and repeated captions are found later, over everything; as equal texts have equal
-matches, that order changes no pair, and most candidates never need to be stored.
+dropped rows. Duplicates and repeated captions are found later, over everything that passed; as equal texts have equal
+matches, that order changes no pair, and most candidates never need to be stored. (Texts that differ in case alone may
+be judged differently: then the one that passed is no duplicate.)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from pipeline.core import tables
 from pipeline.core.contracts import CANDIDATES, DROPPED, PAIRS
+from pipeline.core.tokens import fold
 from pipeline.select.balance import pair_hash
 from pipeline.select.config import SelectConfig
 from pipeline.select.match import Matcher
@@ -34,7 +36,7 @@ REASONS: Final = (
     "not_english",
     "offensive",
     "no_query",
-    "duplicate",  # the same URL and cleaned text, or the same pair found on several pages
+    "duplicate",  # the same URL and cleaned text, in whatever case, or the same pair found on several pages
     "caption_repeated",  # more images share the caption than max_images_per_caption
     "over_cap",  # every query of the pair is full (cap), or no draw succeeded (sample)
 )
@@ -47,7 +49,7 @@ MATCHED: Final = pa.schema(
 )
 """Rows that passed everything that can be judged alone.
 
-``key_high, key_low``: 128 bits of (URL, cleaned text); ``caption_hash``: of the cleaned text; ``pair_hash``: keyed
+``key_high, key_low``: 128 bits of (URL, folded text); ``caption_hash``: of the cleaned text; ``pair_hash``: keyed
 by the seed; ``tie``: of the whole candidate, to choose between duplicates.
 """
 
@@ -196,7 +198,7 @@ def _matched(
     seed: int,
 ) -> pa.Table:
     urls, ids = rows.column("url").to_pylist(), rows.column("pair_id").to_pylist()
-    key = _hashes((f"{url}\0{text}" for url, text in zip(urls, texts, strict=True)), words=2)
+    key = _hashes((f"{url}\0{fold(text)}" for url, text in zip(urls, texts, strict=True)), words=2)
     columns: dict[str, Any] = {name: rows.column(name) for name in CANDIDATES.schema.names if name != "text"}
     columns |= {
         "text": pa.array(texts, pa.string()),

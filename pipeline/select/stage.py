@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core import manifest, paths, tables
-from pipeline.core.beam import WriteTotal, engine, pipeline_options, read_total, run_pipeline
+from pipeline.core.beam import WriteTotal, engine, pipeline_options, run_pipeline
 from pipeline.core.contracts import CANDIDATES, DROPPED, PAIRS, QUERIES, QUERY_COUNTS
 from pipeline.core.errors import ContractError, InputError
 from pipeline.core.manifest import Manifest
@@ -34,6 +34,7 @@ from pipeline.text.safety import read_deny_list
 COUNTS: Final = "query-counts.parquet"
 RESERVE: Final = "reserve"
 WORK: Final = ".work"
+BUCKETS: Final = "buckets"
 MATCHER: Final = "matcher"
 BATCH_ROWS: Final = 8_192
 PART_ROWS: Final = 500_000
@@ -109,7 +110,7 @@ def write_pairs(folder: str, files: list[str], lost: list[str], decision: Decisi
     Returns:
         How many pairs there are, and how many rows in reserve.
     """
-    work, fate, reserved = paths.join(folder, WORK), decision.fate, decision.reserve
+    work, fate, reserved = paths.join(folder, WORK, BUCKETS), decision.fate, decision.reserve
     lost_rows = int((fate < 0).sum()) + tables.count_rows(lost)
     dropped = SortedParts(
         paths.join(folder, "dropped"), work, DROPPED,
@@ -185,7 +186,8 @@ def run(config: SelectConfig, out: str, options: RunOptions) -> Manifest | None:
 
         with Progress("select", total=tables.count_rows(parts), unit="candidates", quiet=options.quiet):
             run_pipeline(build, beam_options)
-        rows_in = read_total(total)
+        # It stays until the end, so that one sees from outside that the filter is done.
+        rows_in = int(paths.read_bytes(total))
         matched = _files(paths.join(work, "matched"))
         with Progress("balance", unit="pairs", quiet=options.quiet):
             decision = decide(pack(matched), config, n_queries)

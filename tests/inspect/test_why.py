@@ -228,7 +228,7 @@ def test_a_url_has_all_its_pairs(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert {spaced["outcome"], escaped["outcome"]} == {"kept", "dropped"}
     lost, won = sorted((spaced, escaped), key=lambda s: s["outcome"])
     assert lost["reason"] == "duplicate"
-    assert lost["reasons"] == ["another pair has its URL and its cleaned text 'a New York apple'"]
+    assert lost["reasons"] == ["another pair has its URL and, but for case, its cleaned text 'a New York apple'"]
     assert ("found 2 times, kept once" in won["reasons"]) == (won is escaped)
     (one,) = asked(run, found["pairs"][0]["pair_id"], capsys)["pairs"]
     assert one == found["pairs"][0]

@@ -121,6 +121,8 @@ def test_duplicates_and_repeated_captions(tmp_path: Path) -> None:
         candidate("http://x.test/a.jpg", "a red dog", page_url="http://x.test/1"),
         found_twice,
         candidate("http://x.test/a.jpg", "a  red&nbsp;dog"),  # another pair_id, the same cleaned text
+        candidate("http://x.test/a.jpg", "A Red DOG", page_url="http://x.test/3"),
+        candidate("http://x.test/b.jpg", "A RED DOG"),  # another picture
         candidate("http://x.test/a.jpg", "a red apple"),
         *(candidate(f"http://x.test/{i}.jpg", "a shiny dog") for i in range(7)),
     ]
@@ -128,8 +130,12 @@ def test_duplicates_and_repeated_captions(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run(candidates_folder(tmp_path / "c", rows), queries, out, "--max-images-per-caption", "3") == 0
     pairs, dropped, _ = result(out)
-    assert dropped == {"duplicate": 2, "caption_repeated": 4}
-    assert Counter(p["text"] for p in pairs) == {"a red dog": 1, "a red apple": 1, "a shiny dog": 3}
+    assert dropped == {"duplicate": 3, "caption_repeated": 4}
+    assert Counter(p["text"].lower() for p in pairs) == {"a red dog": 2, "a red apple": 1, "a shiny dog": 3}
+    assert Counter(p["url"] for p in pairs if p["text"].lower() == "a red dog") == {
+        "http://x.test/a.jpg": 1,
+        "http://x.test/b.jpg": 1,
+    }
     turned = candidates_folder(tmp_path / "r", rows[::-1])
     assert run(turned, queries, tmp_path / "again", "--max-images-per-caption", "3") == 0
     assert files(tmp_path / "again") == files(out)
