@@ -48,7 +48,7 @@ def test_the_ledger_has_every_url_once(site: Site, tmp_path: Path) -> None:
         site.add("/moved", status=302, Location="/tagged"),
         site.add("/tagged", big, ETag='"v1"', Last_Modified="Mon, 01 Jan 2024 00:00:00 GMT"),
         site.add("/html", b"<html>"),
-        site.add("/down", status=503),
+        site.add("/down", status=500),
         site.url("/missing.jpg"),
         "ftp://nowhere.test/x.jpg",
     ]
@@ -76,7 +76,7 @@ def test_the_ledger_has_every_url_once(site: Site, tmp_path: Path) -> None:
 def test_a_finished_folder_says_what_a_retry_could_mend(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pairs = pairs_of(tmp_path / "pairs", [site.url("/img/1.jpg"), site.add("/down", status=503)])
+    pairs = pairs_of(tmp_path / "pairs", [site.url("/img/1.jpg"), site.add("/down", status=500)])
     out = tmp_path / "out"
     fetch(pairs, out, *FAST)
     asked_for(site)
@@ -96,7 +96,7 @@ def test_a_retry_asks_for_what_may_pass_and_ends_as_if_it_had_passed_at_once(
     late = [site.url("/late"), site.url("/late#other-text")]
     pairs, out = pairs_of(tmp_path / "pairs", urls + late), tmp_path / "out"
     more = (*FAST, "--rows-per-shard", "6")
-    site.add("/late", status=503)
+    site.add("/late", status=500)
     first = fetch(pairs, out, *more)
     assert first.dropped == {"http_4xx": 1, "http_5xx": 2, "not_image": 1}
     site.add("/late", jpeg(picture("blue", "square", size=300)))
@@ -121,7 +121,7 @@ def test_a_retry_killed_at_any_step_goes_on(
     urls = [site.url(f"/img/{i}.jpg") for i in range(8)] + [site.url("/late")]
     pairs, out = pairs_of(tmp_path / "pairs", urls), tmp_path / "out"
     more = (*FAST, "--rows-per-shard", "4")
-    site.add("/late", status=503)
+    site.add("/late", status=500)
     fetch(pairs, out, *more)
     site.add("/late", jpeg(picture("blue", "square", size=300)))
     fetch(pairs, tmp_path / "at-once", *more)
@@ -165,7 +165,7 @@ def test_a_retry_killed_at_any_step_goes_on(
 def test_a_retry_under_way_is_not_thrown_away_for_other_flags(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pairs, out = pairs_of(tmp_path / "pairs", [site.add("/late", status=503)]), tmp_path / "out"
+    pairs, out = pairs_of(tmp_path / "pairs", [site.add("/late", status=500)]), tmp_path / "out"
     fetch(pairs, out, *FAST)
     assert retry.begin(str(out), "fetch", FetchConfig(), [pairs]) is False
     monkeypatch.setattr(retry, "move", lambda *_: (_ for _ in ()).throw(KilledError()))
