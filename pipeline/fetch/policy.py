@@ -276,7 +276,7 @@ def _moment(text: str) -> datetime | None:
     for read in (parsedate_to_datetime, datetime.fromisoformat):
         try:
             when = read(text.upper())
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
         return when if when.tzinfo else when.replace(tzinfo=UTC)
     return None

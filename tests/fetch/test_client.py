@@ -14,10 +14,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.fetch.client import Answer, Client
 from pipeline.fetch.config import FetchConfig
-from pipeline.fetch.policy import Target, parse_url
+from pipeline.fetch.connection import Connection
+from pipeline.fetch.policy import DOWNLOAD_REASONS, Target, parse_url, redirect
 from pipeline.fetch.resolve import Resolve, system_resolver
 from tests.fetch.hostile import Request, Site
 
@@ -374,6 +377,48 @@ def test_a_reservation_of_the_site_holds_unless_the_picture_lifts_it(site: Site)
         assert isinstance(found, Target)
         assert reason(client.get(found, reserved=True)) == expected
     client.close()
+
+
+class Wired(Client):
+    """Talks to one end of a pair of sockets, into whose other end an answer was written."""
+
+    answer = b""
+
+    def _connect(self, target: Target, deadline: float) -> Connection:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.sendall(self.answer)
+        return Connection(ours, self.config)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(
+        [
+            b"", b"HTTP/1.1 ", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 302 On\r\nLocation: ",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: ",
+            b"HTTP/1.1 200 OK\r\nX-Robots-Tag: ", b"HTTP/1.1 200 OK\r\nX-Robots-Tag: unavailable_after: ",
+            b"HTTP/1.1 503 No\r\nRetry-After: ", b"HTTP/1.1 404 No\r\nContent-Length: 9\r\n\r\n",
+        ]
+    ),
+    st.binary(max_size=200)
+    | st.text("0123456789abcdefx:;,- \r\n\t\0ÿ", max_size=60).map(lambda text: text.encode("latin-1")),
+    st.sampled_from([b"", b"\r\n\r\n", b"\r\n\r\nbody", b"\n\n0\r\n\r\n"]),
+)  # fmt: skip
+def test_any_bytes_are_an_answer_or_a_known_reason(before: bytes, middle: bytes, after: bytes) -> None:
+    client = Wired(FAST, version="1")
+    client.answer = before + middle + after
+    target = parse_url("http://h.example/")
+    assert isinstance(target, Target)
+    answer = client.get(target)
+    client.close()
+    if answer.refusal is not None:
+        assert answer.refusal.reason in DOWNLOAD_REASONS
+        assert answer.body == b""
+    elif answer.is_redirect:
+        redirect(target, answer.location)
+    else:
+        assert answer.body in client.answer or b"chunked" in client.answer.lower()
 
 
 def test_the_trusted_authorities_are_read_once_in_a_process() -> None:
