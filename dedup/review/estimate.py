@@ -1,11 +1,13 @@
 """From a few labels to a threshold: which pair to ask about next, and precision and recall with intervals.
 
-The chance that a pair is a copy rises with its similarity along a logistic curve of unknown place and width (Platt's
-calibration), less a share of pairs that are different however alike they look. The posterior over a grid of such
-curves is exact. The next question is the one from whose answer most is expected to be learnt about the curve (the psi
-method of psychophysics, Kontsevich and Tyler 1999): most questions fall where same and different meet, and some go
-far above, to catch unlike pairs that look alike. Which step is asked about depends on similarities and earlier answers
-alone, and which of its pairs on a keyed hash, so the posterior needs no weights for how pairs were chosen.
+The chance that a pair is a copy rises with its similarity along a logistic curve of unknown place, with an unknown
+width on either side (Platt's calibration with two slopes), less a share of pairs that are different however alike they
+look. The posterior over a grid of such curves is exact. The next question is the one from whose answer most is expected
+to be learnt about the curve (the psi method of psychophysics, Kontsevich and Tyler 1999): most questions fall where
+same and different meet, some far below and above, to catch stray copies and unlike pairs that look alike. Which step is
+asked about depends on similarities and earlier answers alone, and which of its pairs on a keyed hash, so the posterior
+needs no weights for how pairs were chosen. What some fifty labels cannot show are rare copies scattered among very many
+pairs far below: recall is of the copies that the fitted curve expects there.
 
 Precision and recall of a threshold follow by drawing the labels of all pairs that nobody labelled from the posterior;
 pairs with a label count as what they are. Intervals are quantiles of the draws.
@@ -20,13 +22,16 @@ import numpy as np
 
 # Distance of a similarity from 1 that still counts as a step: most copies and all hard pairs lie just below 1.
 _NEAREST = 0.005
-_CENTRES, _WIDTHS = 120, (0.02, 0.04, 0.07, 0.12, 0.2, 0.33, 0.55)
+# Widths on either side of the meeting point: often copies thin out more slowly than look-alikes do.
+_CENTRES, _WIDTHS = 90, (0.02, 0.05, 0.12, 0.28, 0.6)
 # Shares of pairs that are different however high their similarity, and how far each is believed before any label.
-_UNLIKE = ((0.0, 0.55), (0.01, 0.25), (0.03, 0.12), (0.08, 0.05), (0.2, 0.03))
+_UNLIKE = ((0.0, 0.6), (0.01, 0.25), (0.04, 0.1), (0.15, 0.05))
 # How far from the working threshold the meeting point is expected, and looked for below it, on the stretched scale.
 _SPREAD, _REACH = 0.7, 2.5
 # Recall that one point of missing precision is worth.
 _PRECISION_FIRST = 20.0
+# Curves times steps that are looked at for the next question.
+_LOOKS = 1_500_000
 DRAWS = 400
 MAX_STEPS = 1200
 CREDIBLE = 0.9
@@ -50,7 +55,7 @@ class Model:
 
     def place(self, similarity: np.ndarray) -> np.ndarray:
         """The step nearest to each similarity: int64 [N]."""
-        return _place(self.similarity, similarity)
+        return place(self.similarity, similarity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +102,21 @@ def stretch(similarity: np.ndarray) -> np.ndarray:
     return -np.log(np.maximum(1 - similarity, 0) + _NEAREST)
 
 
+def steps(similarity: np.ndarray) -> np.ndarray:
+    """The distinct values of similarities, rising; of very many, values evenly spread on the stretched scale."""
+    values = np.unique(np.round(similarity, 5))
+    if len(values) > MAX_STEPS:
+        z = stretch(values)
+        grid = np.unique(np.round(z / (z[-1] - z[0]) * MAX_STEPS)) * (z[-1] - z[0]) / MAX_STEPS
+        values = np.unique(np.round(1 + _NEAREST - np.exp(-grid), 6))
+    return values
+
+
+def place(steps: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+    """The step nearest to each similarity: int64 [N]."""
+    return np.searchsorted((steps[1:] + steps[:-1]) / 2, similarity, side="right")
+
+
 def model(similarity: np.ndarray, threshold: float) -> Model:
     """Lays out the curves.
 
@@ -104,12 +124,8 @@ def model(similarity: np.ndarray, threshold: float) -> Model:
         similarity: float64 [N], N at least 1, of each evaluation picture's nearest training picture.
         threshold: The working threshold, around which same and different are expected to meet.
     """
-    values = np.unique(np.round(similarity, 5))
-    if len(values) > MAX_STEPS:
-        z = stretch(values)
-        grid = np.unique(np.round(z / (z[-1] - z[0]) * MAX_STEPS)) * (z[-1] - z[0]) / MAX_STEPS
-        values = np.unique(np.round(1 + _NEAREST - np.exp(-grid), 6))
-    count = np.bincount(_place(values, similarity), minlength=len(values))
+    values = steps(similarity)
+    count = np.bincount(place(values, similarity), minlength=len(values))
     z, start = stretch(values), float(stretch(np.array(threshold)))
     centres = np.linspace(
         max(min(z[0], start - 0.3), start - _REACH), max(z[-1], start + 0.3) + 0.1, _CENTRES
@@ -117,19 +133,17 @@ def model(similarity: np.ndarray, threshold: float) -> Model:
     # Half a broad bell about the working threshold, half alike everywhere: a wrong start is soon forgotten.
     bell = np.exp(-(((centres - start) / _SPREAD) ** 2) / 2)
     by_centre = bell / bell.sum() / 2 + 0.5 / len(centres)
-    by_width = np.full(len(_WIDTHS), 1 / len(_WIDTHS))
+    below, above = (w.reshape(-1) for w in np.meshgrid(_WIDTHS, _WIDTHS))
+    by_width = np.full(len(below), 1 / len(below))
     unlike, by_unlike = (np.array(column) for column in zip(*_UNLIKE, strict=True))
-    steepness = (z - centres[:, None, None]) / np.array(_WIDTHS)[:, None]
+    away = z - centres[:, None, None]
+    steepness = away / np.where(away < 0, below[:, None], above[:, None])
     rise = 1 / (1 + np.exp(-np.clip(steepness, -40, 40)))
     chance = (rise[:, :, None, :] * (1 - unlike)[:, None]).reshape(-1, len(z))
     prior = (by_centre[:, None, None] * by_width[:, None] * by_unlike).reshape(-1)
     return Model(
         similarity=values, count=count, prior=prior, chance=np.clip(chance, 1e-6, 1 - 1e-6).astype(np.float32)
     )
-
-
-def _place(steps: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-    return np.searchsorted((steps[1:] + steps[:-1]) / 2, similarity, side="right")
 
 
 def posterior(made: Model, labels: Labels) -> np.ndarray:
@@ -140,13 +154,22 @@ def posterior(made: Model, labels: Labels) -> np.ndarray:
     return weight / weight.sum()
 
 
-def information(made: Model, weight: np.ndarray) -> np.ndarray:
-    """Bits that the label of a pair at each step is expected to tell about the curve: float64 [M]."""
+def information(made: Model, weight: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Bits that the label of a pair at some steps is expected to tell about the curve.
+
+    Args:
+        made: The curves.
+        weight: float64 [G], belief in each.
+        at: int64 [S], the steps.
+
+    Returns:
+        float64 [S].
+    """
     # Curves out of question are left out: after a few labels they are nearly all.
-    live = weight > 1e-6
-    chance = made.chance[live].astype(np.float64)
-    share = weight[live] / weight[live].sum()
-    return _entropy(share @ chance) - share @ _entropy(chance)
+    live = np.flatnonzero(weight > 1e-6)
+    chance = made.chance[live][:, at]
+    share = (weight[live] / weight[live].sum()).astype(np.float32)
+    return (_entropy(share @ chance) - share @ _entropy(chance)).astype(np.float64)
 
 
 def _entropy(p: np.ndarray) -> np.ndarray:
@@ -161,10 +184,14 @@ def next_step(made: Model, labels: Labels, left: np.ndarray) -> int | None:
         labels: The labels so far.
         left: int64 [M], pairs at each step that can still be asked about.
     """
-    if not (left > 0).any():
+    at = np.flatnonzero(left > 0)
+    if not len(at):
         return None
-    told = np.where(left > 0, np.round(information(made, posterior(made, labels)), 9), -1.0)
-    return int(len(told) - 1 - np.argmax(told[::-1]))
+    weight = posterior(made, labels)
+    # While many curves are possible any near step does as well: a share of them keeps the page quick.
+    at = at[:: -max(1, int((weight > 1e-6).sum()) * len(at) // _LOOKS)]
+    told = np.round(information(made, weight, at), 6)
+    return int(at[np.argmax(told)])
 
 
 def curve(made: Model, labels: Labels) -> Curve:
@@ -200,7 +227,8 @@ def choose(found: Curve, precision: float) -> int | None:
     """
     if found.copies < 0.5:
         return None
-    missing = np.maximum(precision - found.precision[:, 0], 0)
+    # A quarter of the way to 1 on top: what is expected to be just enough is too little half of the time.
+    missing = np.maximum(precision + (1 - precision) / 4 - found.precision[:, 0], 0)
     score = found.recall[:, 0] - _PRECISION_FIRST * missing
     # Equal scores go to the higher threshold.
     return int(np.argmax(np.round(score, 6)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ class Pairs:
         step: int64 [N], step of the model.
         asked: bool [N], whether the pair can be asked about at all.
         order: int64 [N], rank by keyed hash: the lower is asked about first.
-        model: The curves.
+        steps: float64 [M], the model's steps.
         working: The threshold that stands before the review.
     """
 
@@ -49,7 +50,7 @@ class Pairs:
     step: np.ndarray
     asked: np.ndarray
     order: np.ndarray
-    model: Model
+    steps: np.ndarray
     working: float
 
 
@@ -57,8 +58,8 @@ def lay_out(best: Best, working: float, *, seed: int = 0) -> Pairs:
     """Sorts a data set's pairs and chooses which can be asked about."""
     rows = sorted(range(len(best.ids)), key=lambda i: (-best.similarity[i], best.ids[i]))
     similarity = best.similarity[rows]
-    model = estimate.model(similarity, working)
-    step = model.place(similarity)
+    steps = estimate.steps(similarity)
+    step = estimate.place(steps, similarity)
     ids = tuple(best.ids[i] for i in rows)
     hashes = [hashlib.blake2b(f"{seed}\0{i}".encode(errors="replace"), digest_size=8).digest() for i in ids]
     order = np.empty(len(rows), np.int64)
@@ -74,7 +75,7 @@ def lay_out(best: Best, working: float, *, seed: int = 0) -> Pairs:
         step=step,
         asked=asked,
         order=order,
-        model=model,
+        steps=steps,
         working=working,
     )
 
@@ -110,6 +111,7 @@ class Session:
         for name, pairs in self.sets.items():
             ids = {n for n, a in zip(pairs.eval_ids, pairs.asked, strict=True) if a}
             self._find("eval", name, evals.get(name, ()), ids)
+        self._model = functools.lru_cache(maxsize=2)(self._lay_out)
         self._shown: OrderedDict[tuple[str, str, str], Shown | str] = OrderedDict()
 
     def _find(self, side: str, dataset: str, sources: Sequence[str], wanted: set[str]) -> None:
@@ -126,6 +128,10 @@ class Session:
                 f"{title}: {len(wanted) - len(spots):,} of {len(wanted):,} are not at hand; pass --{side} PATH"
             )
 
+    def _lay_out(self, dataset: str) -> Model:
+        pairs = self.sets[dataset]
+        return estimate.model(pairs.similarity, pairs.working)
+
     def state(self, dataset: str) -> dict[str, Any]:
         """Everything that the page shows of one data set, ready for JSON.
 
@@ -135,15 +141,15 @@ class Session:
         pairs = self.sets[dataset]
         answers = self._answers(dataset)
         labelled = _labels(pairs, answers)
-        found = estimate.curve(pairs.model, labelled)
+        found = estimate.curve(self._model(dataset), labelled)
         best = estimate.choose(found, self.precision)
-        now = self._next(pairs, answers)
+        now = self._next(dataset, answers)
         asked = [float(pairs.similarity[i]) for i in answers]
         return {
             "datasets": [self._summary(name) for name in self.names],
             "dataset": dataset,
             "pair": None if now is None else self._pair(dataset, now),
-            "ahead": self._ahead(pairs, answers, now),
+            "ahead": self._ahead(dataset, answers, now),
             "counts": {kind: sum(1 for a in answers.values() if a == kind) for kind in labels.ANSWERS},
             "enough": ENOUGH,
             "wanted": self.precision,
@@ -177,21 +183,22 @@ class Session:
         index = {pair: i for i, pair in enumerate(zip(pairs.eval_ids, pairs.pair_ids, strict=True))}
         return {index[pair]: answer for pair, answer in said.items() if pair in index}
 
-    def _next(self, pairs: Pairs, answers: Mapping[int, str]) -> int | None:
+    def _next(self, dataset: str, answers: Mapping[int, str]) -> int | None:
+        pairs = self.sets[dataset]
         open_ = pairs.asked.copy()
         open_[list(answers)] = False
-        left = np.bincount(pairs.step[open_], minlength=len(pairs.model.similarity))
-        step = estimate.next_step(pairs.model, _labels(pairs, answers), left)
+        left = np.bincount(pairs.step[open_], minlength=len(pairs.steps))
+        step = estimate.next_step(self._model(dataset), _labels(pairs, answers), left)
         if step is None:
             return None
         there = np.flatnonzero(open_ & (pairs.step == step))
         return int(there[np.argmin(pairs.order[there])])
 
-    def _ahead(self, pairs: Pairs, answers: Mapping[int, str], now: int | None) -> list[int]:
+    def _ahead(self, dataset: str, answers: Mapping[int, str], now: int | None) -> list[int]:
         """The pairs that would come after either answer, so that the page can load their pictures."""
         if now is None:
             return []
-        after = (self._next(pairs, {**answers, now: answer}) for answer in (labels.SAME, labels.DIFFERENT))
+        after = (self._next(dataset, {**answers, now: answer}) for answer in (labels.SAME, labels.DIFFERENT))
         return sorted({i for i in after if i is not None})
 
     def _pair(self, dataset: str, index: int) -> dict[str, Any]:
@@ -275,7 +282,7 @@ class Session:
         if not -1 <= threshold <= 1:
             raise ValueError(f"a threshold must lie in [-1, 1], is {threshold}")
         answers = self._answers(dataset)
-        found = estimate.curve(pairs.model, _labels(pairs, answers))
+        found = estimate.curve(self._model(dataset), _labels(pairs, answers))
         point = _point(found, _place(found, threshold), threshold)
         review = {
             "by": self.store.reviewer,

@@ -68,7 +68,7 @@ def best_recall(similarity: np.ndarray, copies: np.ndarray) -> float:
 
 def test_sixty_labels_set_a_good_threshold_and_intervals_hold_the_truth() -> None:
     held = 0
-    seeds = range(16)
+    seeds = range(8)
     for seed in seeds:
         similarity, copies, working = world(seed)
         model, labels = review(similarity, copies, working, seed=seed)
@@ -95,8 +95,7 @@ def test_where_no_threshold_is_right_often_enough_precision_goes_first() -> None
     assert at is not None
     precision, recall = rates(similarity, copies, float(found.threshold[at]))
     assert precision >= 0.95
-    assert recall >= 0.4
-    assert found.recall[at, 1] - 0.05 <= recall <= found.recall[at, 2] + 0.05
+    assert recall >= best_recall(similarity, copies) - 0.03
 
 
 def test_without_any_copy_no_threshold_is_chosen() -> None:

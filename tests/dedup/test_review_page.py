@@ -70,7 +70,11 @@ def _labels(page: Any) -> int:
 def test_a_review_by_keys_and_clicks(server: ReviewServer, tmp_path: Path) -> None:
     with browser.Browser() as page:
         page.open(server.url)
-        page.wait("state && state.pair && document.querySelectorAll('.pic img').length === 2")
+        page.wait("state && state.pair")
+        page.value(
+            "(() => { const s = at('datasets'); s.value = 'a'; s.dispatchEvent(new Event('change')); })()"
+        )
+        page.wait("state.dataset === 'a' && document.querySelectorAll('.pic img').length === 2")
         page.wait(
             "[...document.querySelectorAll('.pic img')].every(i => i.complete && i.naturalWidth === 60)"
         )
