@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from dedup.config import AugmentConfig
+from dedup.repost import repost
 
 RESAMPLING = (
     Image.Resampling.NEAREST,
@@ -47,6 +48,8 @@ def augment(image: Image.Image, config: AugmentConfig, seed: int) -> Image.Image
             saturation=1 + draw.uniform(-1, 1) * config.max_saturation,
             value=1 + draw.uniform(-1, 1) * config.max_value,
         )
+    if config.beyond:
+        image = repost(image, config.beyond, draw)
     if draw.random() < config.probability:
         image = compress(image, draw.randint(config.min_jpeg_quality, 95))
     return image

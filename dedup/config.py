@@ -24,6 +24,7 @@ class AugmentConfig:
         max_value: Largest change of brightness, as a share.
         max_ground: Largest darkening of the light ground that a cut-out picture lies on, as a share (ours).
         probability: Chance of each step, drawn for each picture.
+        beyond: Chance of each step that the paper does not have (:mod:`dedup.repost`); 0 leaves them out.
     """
 
     min_crop: float = 0.85
@@ -37,12 +38,17 @@ class AugmentConfig:
     max_value: float = 0.1
     max_ground: float = 0.1
     probability: float = 0.7
+    beyond: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"min_crop must lie in (0, 1], is {self.min_crop}; 0.75 keeps three quarters")
         if not 0 <= self.probability <= 1:
             raise ValueError(f"probability must lie in [0, 1], is {self.probability}")
+        if not 0 <= self.beyond <= 1:
+            raise ValueError(
+                f"beyond must lie in [0, 1], is {self.beyond}; 0.1 takes each step in one copy of ten"
+            )
         if self.max_aspect < 1:
             raise ValueError(f"max_aspect must be at least 1 (no distortion), is {self.max_aspect}")
         if not 0 < self.min_scale <= self.max_scale:
