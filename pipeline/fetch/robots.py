@@ -9,7 +9,7 @@ from typing import Any
 
 from protego import Protego
 
-from pipeline.fetch.client import Answer, Client
+from pipeline.fetch.client import Answer
 from pipeline.fetch.policy import TRANSIENT, Refusal, Target, own_token, parse_url, redirect
 
 MAX_REDIRECTS = 5
@@ -76,21 +76,24 @@ def address_of(target: Target) -> Target:
     return found
 
 
-def read(client: Client, target: Target) -> tuple[Answer, Robots]:
-    """Fetches and judges the robots.txt that speaks for a URL: 4xx allows, 5xx and silence forbid.
+def judge(answer: Answer, place: Target, hops: int, also_obey: Sequence[str]) -> Robots | Target:
+    """What an answer to a request for a robots.txt means: 4xx allows, 5xx and silence forbid.
 
-    The answer is returned too: a retryable one is worth another attempt before the verdict is final.
+    Args:
+        answer: What came of it.
+        place: The URL that was asked for.
+        hops: Redirects that led there.
+        also_obey: See :func:`parse`.
+
+    Returns:
+        What the file says, or the place that it redirects to.
     """
-    place: Target = address_of(target)
-    for hop in range(MAX_REDIRECTS + 1):
-        answer = client.get(place, robots=True)
-        if not answer.is_redirect:
-            return answer, _verdict(answer, client.config.also_obey, redirected=hop > 0)
-        found = redirect(place, answer.location)
-        if isinstance(found, Refusal):
-            return answer, Robots(closed=Refusal("robots_unreachable", "redirect_blocked"))
-        place = found
-    return answer, Robots()  # RFC 9309 §2.3.1.2: after five redirects the file counts as unavailable
+    if not answer.is_redirect:
+        return _verdict(answer, also_obey, redirected=hops > 0)
+    found = redirect(place, answer.location)
+    if isinstance(found, Refusal):
+        return Robots(closed=Refusal("robots_unreachable", "redirect_blocked"))
+    return found if hops < MAX_REDIRECTS else Robots()  # RFC 9309 §2.3.1.2: the file counts as unavailable
 
 
 def _verdict(answer: Answer, also_obey: Sequence[str], *, redirected: bool) -> Robots:

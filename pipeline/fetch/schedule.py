@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pipeline.core.errors import StageFailedError
 from pipeline.fetch import robots, tdm
 from pipeline.fetch.client import Answer, Client
+from pipeline.fetch.hosts import Host, Job, Site
 from pipeline.fetch.policy import (
     HOST_FAILURES,
     TRANSIENT,
@@ -34,59 +35,15 @@ from pipeline.fetch.tdm import Reservations
 
 DNS_HOSTS = 50  # hosts looked up before their failures say something about the resolver
 _DNS_WINDOW = 100
-_CALM = 10  # successes in a row after which a gap that was widened is halved
-_STUCK = frozenset({"dns_temp", "connect_timeout", "read_timeout", "deadline", "too_slow"})
-
-
-@dataclass(frozen=True, order=True)
-class _Job:
-    not_before: float
-    number: int
-    asked: Target = field(compare=False)  # the URL whose answer is wanted
-    target: Target = field(compare=False)  # where its redirects have led so far
-    hops: int = field(compare=False, default=0)
-    failures: int = field(compare=False, default=0)
 
 
 @dataclass
-class _Site:
-    """What one authority says about itself; ``None`` is not read yet."""
-
-    robots: Robots | None = None
-    reservations: Reservations | None = None
-    failures: int = 0
-
-
-@dataclass
-class _Host:
-    least_gap_s: float
-    gap_s: float
-    jobs: list[_Job] = field(default_factory=list)
-    in_flight: int = 0
-    next_start: float = 0.0
-    scheduled: float | None = None
-    reading_site: bool = False
-    sites: dict[str, _Site] = field(default_factory=dict)
-    failures_in_a_row: int = 0
-    successes: int = 0
-    answers: bool = False
-    closed: bool = False
-    # Held until the host is done: if it turns out to be down, they all have one reason, in whatever order
-    # their attempts happened to end.
-    failed: list[tuple[Target, Answer]] = field(default_factory=list)
-
-    def next_due(self) -> float:
-        """When its next job may start; the jobs of a closed host only need to be put aside."""
-        return 0.0 if self.closed else max(self.next_start, self.jobs[0].not_before)
-
-
-@dataclass(frozen=True)
 class _Ended:
-    host: str
-    job: _Job
+    job: Job
     unproven: bool
-    answer: Answer
-    learned: Robots | Reservations | None
+    answer: Answer = field(default_factory=Answer)
+    rules: Robots | Target | None = None
+    reservations: Reservations | None = None
 
 
 class Schedule:
@@ -98,7 +55,7 @@ class Schedule:
 
     def __init__(self, client: Client) -> None:
         self.client, self.config = client, client.config
-        self._hosts: dict[str, _Host] = {}
+        self._hosts: dict[str, Host] = {}
         # By whether the host answers: those that do not may not fill all slots.
         self._ready: dict[bool, list[tuple[float, int, str]]] = {True: [], False: []}
         self._numbers = itertools.count()
@@ -109,7 +66,7 @@ class Schedule:
         self._looked_up: set[str] = set()
         self._recent: deque[bool] = deque(maxlen=_DNS_WINDOW)  # of the last look-ups, which failed for now
         self._resolver_fails = False
-        self._unresolved: list[tuple[_Job, Answer]] = []
+        self._unresolved: list[tuple[Job, Answer]] = []
 
     def run(
         self, targets: Iterable[Target], spent: Mapping[str, int] | None = None
@@ -130,7 +87,7 @@ class Schedule:
         for target in over:
             yield target, Answer(refusal=Refusal("host_quota", f"more than {self.config.max_per_host}"))
         for target in taken:
-            self._push(_Job(0.0, next(self._numbers), target, target))
+            self._push(Job(0.0, next(self._numbers), target, target))
         try:
             with ThreadPoolExecutor(self.config.fetch_threads, thread_name_prefix="fetch") as pool:
                 yield from self._work(pool)
@@ -158,20 +115,16 @@ class Schedule:
 
     # Choosing what to start
 
-    def _push(self, job: _Job) -> None:
+    def _push(self, job: Job) -> None:
         name = job.target.host
-        if name not in self._hosts:
-            self._hosts[name] = _Host(self.config.host_gap_s, self.config.host_gap_s)
-        host = self._hosts[name]
-        heapq.heappush(host.jobs, job)
+        host = self._hosts.setdefault(name, Host(self.config))
+        host.push(job)
         self._plan(name, host)
 
-    def _plan(self, name: str, host: _Host) -> None:
+    def _plan(self, name: str, host: Host) -> None:
         """Enters a host's next start into the common queue, unless it stands there for as early already."""
-        if not host.jobs or host.reading_site or host.in_flight >= self.config.host_concurrency:
-            return
         when = host.next_due()
-        if host.scheduled is None or when < host.scheduled:
+        if when is not None and (host.scheduled is None or when < host.scheduled):
             host.scheduled = when
             heapq.heappush(self._ready[host.answers], (when, next(self._numbers), name))
 
@@ -195,42 +148,61 @@ class Schedule:
             if host.scheduled != when:
                 continue  # an earlier entry took its place
             host.scheduled = None
-            if host.in_flight >= self.config.host_concurrency or host.reading_site or not host.jobs:
-                continue
-            if host.next_due() <= now:
-                yield from self._start(pool, name, host, now)
+            due = host.next_due()
+            if due is not None and due <= now:
+                yield from self._start(pool, host, now)
             self._plan(name, host)
 
-    def _start(
-        self, pool: ThreadPoolExecutor, name: str, host: _Host, now: float
-    ) -> Iterator[tuple[Target, Answer]]:
-        job = heapq.heappop(host.jobs)
+    def _start(self, pool: ThreadPoolExecutor, host: Host, now: float) -> Iterator[tuple[Target, Answer]]:
+        job = host.pop()
         if host.closed:
-            host.failed.append((job.asked, Answer(refusal=Refusal("host_backoff"))))
+            yield from self._leave_alone(host, job)
             return
-        site = host.sites.setdefault(job.target.authority, _Site())
-        refusal = None if site.robots is None else site.robots.refusal(job.target)
-        if refusal is not None:
-            answer = _after_redirect(job, Answer(refusal=refusal))
-            if refusal.reason == "dns_temp":
-                self._unresolved.append((job, answer))
-            else:
-                yield job.asked, answer
-            return
-        if site.reservations is None and not self._may_read_tdm(site, job.target):
-            site.reservations = Reservations()
-        if site.robots is None or site.reservations is None:
-            heapq.heappush(host.jobs, job)
-            host.reading_site = True
+        reads_tdm = False
+        if job.robots_for is None:
+            site = host.sites.setdefault(job.target.authority, Site())
+            refusal = None if site.robots is None else site.robots.refusal(job.target)
+            if refusal is not None:
+                yield from self._refuse(job, refusal)
+                return
+            if site.reservations is None and not self._may_read_tdm(site, job.target):
+                site.reservations = Reservations()
+            host.reading_site = site.robots is None or site.reservations is None
+            reads_tdm = site.robots is not None and site.reservations is None
+            if host.reading_site:
+                host.push(job)
+            if site.robots is None:
+                place = robots.address_of(job.target)
+                job = Job(0.0, job.number, job.asked, place, robots_for=job.target)
         host.in_flight += 1
         self._in_flight += 1
         self._unproven += not host.answers
         host.next_start = now + host.gap_s
-        pool.submit(self._request, name, job, replace(site), not host.answers)
+        pool.submit(self._request, job, reads_tdm, self._is_reserved(host, job), not host.answers)
 
-    def _may_read_tdm(self, site: _Site, target: Target) -> bool:
+    def _leave_alone(self, host: Host, job: Job) -> Iterator[tuple[Target, Answer]]:
+        closed = Answer(refusal=Refusal("host_backoff"))
+        if job.robots_for is None:
+            host.failed.append((job.asked, closed))
+        else:
+            self._end_robots(job, closed, Robots(closed=closed.refusal))
+        yield from ()
+
+    def _refuse(self, job: Job, refusal: Refusal) -> Iterator[tuple[Target, Answer]]:
+        answer = _after_redirect(job, Answer(refusal=refusal))
+        if refusal.reason == "dns_temp":
+            self._unresolved.append((job, answer))
+        else:
+            yield job.asked, answer
+
+    def _may_read_tdm(self, site: Site, target: Target) -> bool:
         allowed = site.robots is None or site.robots.refusal(tdm.address_of(target)) is None
         return self.config.tdmrep and allowed
+
+    @staticmethod
+    def _is_reserved(host: Host, job: Job) -> bool:
+        site = host.sites.get(job.target.authority)
+        return site is not None and site.reservations is not None and site.reservations.reserve(job.target)
 
     def _defer(self) -> Iterator[tuple[Target, Answer]]:
         """The time is over: gives back all that has not started."""
@@ -244,26 +216,26 @@ class Schedule:
                     Answer(refusal=Refusal("deferred", f"after {self.config.group_budget_s:g} s")),
                 )
             host.jobs.clear()
+            host.errands.clear()
 
     # Asking, in threads of their own
 
-    def _request(self, name: str, job: _Job, site: _Site, unproven: bool) -> None:
-        learned: Robots | Reservations | None = None
+    def _request(self, job: Job, reads_tdm: bool, reserved: bool, unproven: bool) -> None:
+        ended = _Ended(job, unproven)
         try:
-            if site.robots is None:
-                answer, learned = robots.read(self.client, job.target)
-            elif site.reservations is None:
-                answer, learned = tdm.read(self.client, job.target)
+            if reads_tdm:
+                ended.reservations = Reservations()
+                ended.answer, ended.reservations = tdm.read(self.client, job.target)
+            elif job.robots_for is not None:
+                ended.answer = self.client.get(job.target, robots=True)
+                ended.rules = robots.judge(ended.answer, job.target, job.hops, self.config.also_obey)
             else:
-                answer = self.client.get(job.target, reserved=site.reservations.reserve(job.target))
-                answer = replace(answer, final_url=job.target.url)
+                answer = self.client.get(job.target, reserved=reserved)
+                ended.answer = replace(answer, final_url=job.target.url)
         except Exception as error:  # whatever a server's bytes can provoke costs its own URL only
-            answer = Answer(refusal=Refusal("internal_error", type(error).__name__))
-            if site.robots is None:
-                learned = Robots(closed=answer.refusal)
-            elif site.reservations is None:
-                learned = Reservations()
-        self._ended.put(_Ended(name, job, unproven, answer, learned))
+            ended.answer = Answer(refusal=Refusal("internal_error", type(error).__name__))
+            ended.rules = Robots(closed=ended.answer.refusal)
+        self._ended.put(ended)
 
     def _wait(self) -> Iterator[tuple[Target, Answer]]:
         queues = self._open_queues()
@@ -286,69 +258,46 @@ class Schedule:
     # Judging what came
 
     def _end(self, ended: _Ended) -> Iterator[tuple[Target, Answer]]:
-        host, job, answer = self._hosts[ended.host], ended.job, ended.answer
+        job, answer, name = ended.job, ended.answer, ended.job.target.host
+        host = self._hosts[name]
         host.in_flight -= 1
         self._in_flight -= 1
         self._unproven -= ended.unproven
-        answers = answer.refusal is None or answer.refusal.reason not in _STUCK
-        if host.answers != answers:
-            host.answers, host.scheduled = answers, None
-        self._adapt_gap(host, answer)
-        if isinstance(ended.learned, Robots):
-            self._end_robots(ended.host, job, answer, ended.learned)
-        elif isinstance(ended.learned, Reservations):
-            host.sites[job.target.authority].reservations = ended.learned
+        if host.judge(answer):
+            host.scheduled = None  # it changes queues
+        if ended.reservations is not None:
+            host.sites[job.target.authority].reservations = ended.reservations
             host.reading_site = False
+        elif job.robots_for is not None and ended.rules is not None:
+            self._end_robots(job, answer, ended.rules)
         else:
-            self._judge(host, answer)
+            host.break_circuit(answer)
             yield from self._end_fetch(host, job, answer)
-        self._plan(ended.host, host)
+        self._plan(name, host)
 
-    def _adapt_gap(self, host: _Host, answer: Answer) -> None:
-        """A host that is asked too much is asked half as often, until it answers well again."""
-        if answer.http_status in (429, 503):
-            wider = max(2 * host.gap_s, self.config.backoff_base_s)
-            host.gap_s = max(host.least_gap_s, min(wider, self.config.host_gap_cap_s))
-            host.next_start = max(host.next_start, time.monotonic() + host.gap_s)
-            host.successes = 0
-        elif answer.refusal is None:
-            host.successes += 1
-            if host.successes % _CALM == 0:
-                half = host.gap_s / 2
-                host.gap_s = max(host.least_gap_s, half if half >= self.config.backoff_base_s else 0.0)
-
-    def _end_robots(self, name: str, job: _Job, answer: Answer, rules: Robots) -> None:
-        host, authority = self._hosts[name], job.target.authority
+    def _end_robots(self, job: Job, answer: Answer, rules: Robots | Target) -> None:
+        """Takes a robots.txt over, or asks on; the file may speak for another host than the one that was asked."""
+        if isinstance(rules, Target):
+            self._push(replace(job, target=rules, hops=job.hops + 1))
+            return
+        assert job.robots_for is not None
+        name, authority = job.robots_for.host, job.robots_for.authority
+        host = self._hosts[name]
         host.reading_site = False
         unresolved = rules.closed is not None and rules.closed.reason == "dns_temp"
         self._count_look_up(name, unresolved)
         site = host.sites[authority]
         site.failures += 1
+        pause = None
         if robots.is_retryable(answer) and not unresolved and site.failures <= self.config.retries:
             pause = self._pause(authority, site.failures, answer)
-            if pause is not None:
-                host.next_start = max(host.next_start, time.monotonic() + pause)
-                return
-        site.robots = rules
-        if rules.crawl_delay_s > self.config.crawl_delay_cap_s:
-            site.robots = Robots(
-                closed=Refusal("host_backoff", f"robots.txt asks for a gap of {rules.crawl_delay_s:g} s")
-            )
-        elif rules.crawl_delay_s > host.least_gap_s:
-            host.least_gap_s = rules.crawl_delay_s
-            host.gap_s = max(host.gap_s, rules.crawl_delay_s)
-            host.next_start = max(host.next_start, time.monotonic() + rules.crawl_delay_s)
+        if pause is not None:
+            host.rest(pause)
+        else:
+            host.obey(authority, rules)
+        self._plan(name, host)
 
-    def _judge(self, host: _Host, answer: Answer) -> None:
-        """The circuit breaker: a host that only fails is left alone."""
-        if answer.refusal is None or answer.refusal.reason not in HOST_FAILURES:
-            host.failures_in_a_row = 0
-            return
-        host.failures_in_a_row += 1
-        if host.failures_in_a_row >= self.config.breaker_failures:
-            host.closed = True
-
-    def _end_fetch(self, host: _Host, job: _Job, answer: Answer) -> Iterator[tuple[Target, Answer]]:
+    def _end_fetch(self, host: Host, job: Job, answer: Answer) -> Iterator[tuple[Target, Answer]]:
         refusal = answer.refusal
         if answer.is_redirect:
             yield from self._follow(job, answer)
@@ -361,16 +310,16 @@ class Schedule:
         else:
             yield job.asked, _after_redirect(job, answer)
 
-    def _follow(self, job: _Job, answer: Answer) -> Iterator[tuple[Target, Answer]]:
+    def _follow(self, job: Job, answer: Answer) -> Iterator[tuple[Target, Answer]]:
         found = redirect(job.target, answer.location)
         if job.hops >= self.config.max_redirects:
             found = Refusal("too_many_redirects", f"more than {self.config.max_redirects}")
         if isinstance(found, Refusal):
             yield job.asked, replace(answer, refusal=found)
         else:
-            self._push(_Job(0.0, job.number, job.asked, found, job.hops + 1, job.failures))
+            self._push(Job(0.0, job.number, job.asked, found, job.hops + 1, job.failures))
 
-    def _retry(self, host: _Host, job: _Job, answer: Answer) -> None:
+    def _retry(self, host: Host, job: Job, answer: Answer) -> None:
         failures = job.failures + 1
         pause = self._pause(job.asked.url, failures, answer)
         if pause is None:
@@ -379,10 +328,9 @@ class Schedule:
         if failures > self.config.retries or pause is None or not passes:
             host.failed.append((job.asked, answer))
             return
-        then = time.monotonic() + pause
         if answer.http_status in (429, 503):
-            host.next_start = max(host.next_start, then)
-        heapq.heappush(host.jobs, replace(job, not_before=then, failures=failures))
+            host.rest(pause)
+        host.push(replace(job, not_before=time.monotonic() + pause, failures=failures))
 
     def _pause(self, url: str, failures: int, answer: Answer) -> float | None:
         """Seconds until the next attempt; ``None`` if the server asks for more than we wait."""
@@ -390,7 +338,7 @@ class Schedule:
             return answer.retry_after_s if answer.retry_after_s <= self.config.retry_after_cap_s else None
         return backoff_s(url, failures, base_s=self.config.backoff_base_s, cap_s=self.config.backoff_cap_s)
 
-    def _settle(self, host: _Host) -> Iterator[tuple[Target, Answer]]:
+    def _settle(self, host: Host) -> Iterator[tuple[Target, Answer]]:
         for target, answer in host.failed:
             if host.closed:
                 answer = Answer(refusal=Refusal("host_backoff"))
@@ -426,7 +374,7 @@ class Schedule:
         )
 
 
-def _after_redirect(job: _Job, answer: Answer) -> Answer:
+def _after_redirect(job: Job, answer: Answer) -> Answer:
     """An answer whose refusal says that a redirect, not the URL itself, led to a forbidden place."""
     if job.hops and answer.refusal is not None and answer.refusal.reason.startswith("blocked_"):
         return replace(answer, refusal=Refusal("redirect_blocked", answer.refusal.reason))

@@ -15,8 +15,9 @@ from pipeline.core.errors import StageFailedError
 from pipeline.fetch import robots
 from pipeline.fetch.client import Answer, Client
 from pipeline.fetch.config import FetchConfig
+from pipeline.fetch.hosts import Host
 from pipeline.fetch.policy import Refusal, Target, parse_url
-from pipeline.fetch.schedule import DNS_HOSTS, Schedule, _Job
+from pipeline.fetch.schedule import DNS_HOSTS, Schedule
 from tests.fetch.hostile import Request, Site, serving
 from tests.fetch.hostile_servers import Certificates
 
@@ -28,8 +29,6 @@ LOOPBACK = FetchConfig(
     read_timeout_s=0.5,
     deadline_s=1.0,
 )
-
-TARGET = Target("http://h.example/", "http", "h.example", 80, "/")
 
 
 def fetch(urls: Iterable[str], config: FetchConfig = LOOPBACK) -> dict[str, Answer]:
@@ -116,6 +115,34 @@ def test_robots_txt_that_redirects(site: Site) -> None:
     site.add("/robots.txt", status=301, Location="/robots.txt")
     assert reason_of(site, "/img/1.jpg") is None
     assert robots.MAX_REDIRECTS + 1 == 6
+
+
+def test_robots_txt_on_another_host_keeps_that_hosts_gap(site: Site) -> None:
+    site.add("/real.txt", b"User-agent: *\nDisallow: /hidden/")
+    first, second = "127.0.0.1", "127.0.0.2"
+
+    def send_on(request: Request) -> None:
+        request.reply(b"", 301, Location=site.url("/real.txt", second)) if request.host == first else (
+            request.reply(b"", 404)
+        )
+
+    site.handlers["/robots.txt"] = send_on
+    urls = [site.url(f"/img/{i}.jpg", h) for i in range(5) for h in (first, second)]
+    answers = fetch([site.url("/hidden/x", first), *urls], dataclasses.replace(LOOPBACK, host_gap_s=0.06))
+    assert Counter(reasons(answers)) == {None: 10, "robots_disallow": 1}
+    for host in (first, second):
+        times = [when for when, _ in log_of(site, host)]
+        assert times[-1] - times[0] >= 0.06 * (len(times) - 1) * 0.9
+    assert len(log_of(site, second)) == 8
+
+
+def test_two_hosts_whose_robots_txt_name_each_other(site: Site) -> None:
+    hosts = ["127.0.0.1", "127.0.0.2"]
+    site.handlers["/robots.txt"] = lambda request: request.reply(
+        b"", 302, Location=site.url("/robots.txt", hosts[request.host == hosts[0]])
+    )
+    assert reasons(fetch([site.url("/img/1.jpg", h) for h in hosts])) == [None, None]
+    assert site.hits["/robots.txt"] == 12
 
 
 def test_robots_txt_speaks_for_its_own_port_only(site: Site) -> None:
@@ -280,14 +307,10 @@ def test_a_host_that_says_slow_down_is_asked_half_as_often(site: Site) -> None:
 
 
 def test_a_wider_gap_shrinks_again_with_successes() -> None:
-    schedule = Schedule(
-        Client(dataclasses.replace(LOOPBACK, host_gap_s=0.1, host_gap_cap_s=9.0), version="1")
-    )
-    schedule._push(_Job(0.0, 0, TARGET, TARGET))
-    host = schedule._hosts["h.example"]
+    host = Host(dataclasses.replace(LOOPBACK, host_gap_s=0.1, host_gap_cap_s=9.0))
     gaps = []
     for answer in [Answer(http_status=429)] * 3 + [Answer(http_status=200)] * 40:
-        schedule._adapt_gap(host, answer)
+        host.judge(answer)
         gaps.append(host.gap_s)
     assert gaps[:3] == [0.2, 0.4, 0.8]
     assert [gaps[i] for i in (11, 12, 22, 32, 42)] == [0.8, 0.4, 0.2, 0.1, 0.1]
