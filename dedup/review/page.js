@@ -59,7 +59,7 @@ function show() {
   showProgress();
   showPair();
   showResult();
-  for (const pair of state.ahead) for (const side of ["eval", "train"]) new Image().src = url(side, pair);
+  for (const {side, pair} of state.ahead) new Image().src = url(side, pair);
 }
 
 function showDatasets() {

@@ -194,18 +194,27 @@ class Session:
         there = np.flatnonzero(open_ & (pairs.step == step))
         return int(there[np.argmin(pairs.order[there])])
 
-    def _ahead(self, dataset: str, answers: Mapping[int, str], now: int | None) -> list[int]:
-        """The pairs that would come after either answer, so that the page can load their pictures."""
+    def _ahead(self, dataset: str, answers: Mapping[int, str], now: int | None) -> list[dict[str, Any]]:
+        """The pictures that would come after either answer, so that the page can load them."""
         if now is None:
             return []
         after = (self._next(dataset, {**answers, now: answer}) for answer in (labels.SAME, labels.DIFFERENT))
-        return sorted({i for i in after if i is not None})
+        return [
+            {"side": side, "pair": i}
+            for i in sorted({i for i in after if i is not None})
+            for side in SIDES
+            if self._spot(side, dataset, self._name(side, dataset, i)) is not None
+        ]
+
+    def _name(self, side: str, dataset: str, index: int) -> str:
+        pairs = self.sets[dataset]
+        return {"eval": pairs.eval_ids, "train": pairs.pair_ids}[side][index]
 
     def _pair(self, dataset: str, index: int) -> dict[str, Any]:
         pairs = self.sets[dataset]
         made: dict[str, Any] = {"index": index, "similarity": round(float(pairs.similarity[index]), 5)}
         for side in SIDES:
-            name = (pairs.eval_ids if side == "eval" else pairs.pair_ids)[index]
+            name = self._name(side, dataset, index)
             shown = self.picture(side, dataset, index)
             spot = self._spot(side, dataset, name)
             ok = isinstance(shown, Shown)
@@ -224,8 +233,7 @@ class Session:
         Raises:
             KeyError: There is no such side or data set; IndexError: no such pair.
         """
-        pairs = self.sets[dataset]
-        name = {"eval": pairs.eval_ids, "train": pairs.pair_ids}[side][index]
+        name = self._name(side, dataset, index)
         key = (side, dataset if side == "eval" else "", name)
         if key in self._shown:
             self._shown.move_to_end(key)

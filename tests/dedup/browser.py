@@ -153,7 +153,7 @@ class Browser:
 
     def key(self, key: str) -> None:
         """Presses and releases a key."""
-        name, code, number, text = NAMED.get(key, (key, "", ord(key.upper()), key))
+        name, code, number, text = NAMED.get(key) or (key, "", ord(key.upper()), key)
         common = {"key": name, "code": code, "windowsVirtualKeyCode": number}
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **common)
         self.call("Input.dispatchKeyEvent", type="keyUp", **common)
