@@ -36,6 +36,9 @@ class Lost:
 class Collection:
     """Readable pictures of some chunks; use as a context manager, which removes its temporary file.
 
+    Args:
+        largest_px: Pictures are given no larger than this; 0 leaves them as they are.
+
     Attributes:
         ids: Id of each picture.
         groups: int64 [N]: equal numbers are the same picture.
@@ -45,7 +48,8 @@ class Collection:
         read: Pictures that came in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, largest_px: int = 0) -> None:
+        self.largest_px = largest_px
         self.ids: list[str] = []
         self.groups = np.zeros(0, np.int64)
         self.sources = np.zeros(0, np.int64)
@@ -116,7 +120,10 @@ class Collection:
         """One picture, decoded; safe to call from several threads."""
         assert self._file is not None
         start, length = self._places[index]
-        return decode(os.pread(self._file.fileno(), length, start))
+        image = decode(os.pread(self._file.fileno(), length, start))
+        if self.largest_px:
+            image.thumbnail((self.largest_px, self.largest_px), Image.Resampling.BOX)
+        return image
 
     def distinct(self) -> np.ndarray:
         """Index of the first picture of each group: a picture seen again teaches nothing new."""

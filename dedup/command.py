@@ -8,7 +8,7 @@ from dedup.config import AuditConfig, EmbedConfig, ReportConfig, SearchConfig, T
 from pipeline.core.command import Command, Task, path_list
 
 _PICTURES = "shards, a folder of pictures (class folders or not), picture files, or Parquet with `image`"
-_DETECTOR = "folder of `wit dedup train`"
+_DETECTOR = "folder of `wit dedup train`; default: the one that ships"
 _PREDICTIONS = "eval_dataset, eval_id, correct: Parquet, a folder of `wit evaluate`, or CSV"
 
 
@@ -18,7 +18,7 @@ def _threads(made: argparse.ArgumentParser) -> None:
 
 def _train(made: argparse.ArgumentParser) -> None:
     path_list(made, "--images", help=_PICTURES)
-    made.add_argument("--preset", choices=("resnet50", "small"), help="default small")
+    made.add_argument("--preset", choices=("resnet50", "general", "small"), help="default small")
     made.add_argument("--pairs", type=int, metavar="N", help="pairs of pictures to train on")
     made.add_argument("--batch-size", type=int, metavar="N", help="pairs in a batch")
     made.add_argument("--seed", type=int, metavar="N")

@@ -68,7 +68,8 @@ class TrainConfig:
 
     Attributes:
         images: Shards, ImageFolders, plain folders, or tables of pictures.
-        preset: ``resnet50`` is the paper's detector; ``small`` trains on a laptop in minutes.
+        preset: ``resnet50`` is the paper's detector; ``small`` trains on a laptop in minutes; ``general`` is the
+            shape of the detector that ships.
         pairs: Pairs (a picture and its altered copy) to train on; the paper took about 30 million pictures.
         batch_size: Pairs in a batch [1,712]; each is compared with all others of its batch. Default: the preset's.
         learning_rate: Peak of the cosine schedule (ours; the paper gives none).
@@ -77,6 +78,8 @@ class TrainConfig:
         neighbour_share: Share of a batch drawn as groups of look-alikes; 0 draws all at random.
         held_out: Share of the pictures kept for the proxy task's accuracy and for calibration.
         max_images: Pictures at most; of more, those with the smallest keyed hash are taken.
+        largest_px: Side to which larger pictures are shrunk before they are altered, which saves most of an
+            alteration's time; 0 leaves them as they are.
         prior: Share of an evaluation set that an audit is expected to find copied, for the calibration
             [Section 5: mean 3.2 %].
         precision: Expected precision of an audit at the calibrated threshold.
@@ -86,7 +89,7 @@ class TrainConfig:
     """
 
     images: tuple[str, ...] = input_paths()
-    preset: Literal["resnet50", "small"] = "small"
+    preset: Literal["resnet50", "general", "small"] = "small"
     pairs: int = 8_000
     batch_size: int | None = None
     learning_rate: float = 3e-3
@@ -95,6 +98,7 @@ class TrainConfig:
     neighbour_share: float = 0.5
     held_out: float = 0.15
     max_images: int = 1_000_000
+    largest_px: int = 0
     prior: float = 0.032
     precision: float = 0.95
     augment: AugmentConfig = AugmentConfig()
@@ -123,7 +127,7 @@ class EmbedConfig:
 
     Attributes:
         images: Shards, ImageFolders, plain folders, or tables of pictures.
-        detector: Folder of ``wit dedup train``.
+        detector: Folder of ``wit dedup train``; default: the one that ships.
         dataset: Name of the data set; default: each path's own last name.
         batch_size: Pictures embedded at once.
         threads: Threads of each worker's arithmetic.
@@ -200,7 +204,7 @@ class AuditConfig:
     Attributes:
         train: Training pictures, as ``wit dedup embed --images`` takes them.
         eval: Evaluation pictures; each path is a data set of its own.
-        detector: Folder of ``wit dedup train``.
+        detector: Folder of ``wit dedup train``; default: the one that ships.
         thresholds: As in ``wit dedup report``.
         predictions: As in ``wit dedup report``; without them only the contamination is reported.
         k: Neighbours of each evaluation picture.

@@ -88,6 +88,18 @@ PRESETS = {
         learned=512,
         embedding=512,
     ),
+    "general": Architecture(
+        image_px=64,
+        stem_channels=16,
+        stem_kernel=5,
+        stem_pool=True,
+        widths=(16, 32, 64, 128),
+        depths=(2, 2, 3, 2),
+        learned=256,
+        joined=512,
+        hidden=768,
+        embedding=256,
+    ),
     "small": Architecture(
         image_px=64,
         stem_channels=16,

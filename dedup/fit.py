@@ -20,7 +20,7 @@ from dedup.descriptor import discriminant
 from dedup.detector import PRESETS, Detector, prepare
 from pipeline.core.progress import Progress
 
-BATCH_SIZES = {"resnet50": 1712, "small": 64}
+BATCH_SIZES = {"resnet50": 1712, "general": 128, "small": 64}
 # More pictures than this change the linear map no more.
 JOINED_PICTURES = 10_000
 # Altered copies of each picture that map and head are fitted on; the map's scatter needs fewer.

@@ -58,7 +58,7 @@ def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
 def train(config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, quiet: bool) -> StageResult:
     """Reads the pictures, trains, calibrates and writes the detector's folder."""
     torch.set_num_threads(config.threads)
-    with Collection() as pictures:
+    with Collection(largest_px=config.largest_px) as pictures:
         total = sum(chunk.rows for chunk in chunks)
         with Progress(f"{STAGE}: reading", total=total, unit="pictures", quiet=quiet):
             pictures.fill(chunks, max_images=config.max_images, seed=config.seed)
