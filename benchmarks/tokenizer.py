@@ -64,7 +64,7 @@ def fuzz_corpus(count: int, *, seed: int = 0) -> list[str]:
 
 def different(found: np.ndarray, wanted: np.ndarray, texts: Sequence[str]) -> list[str]:
     """Texts whose rows differ."""
-    return [texts[i] for i in np.flatnonzero((found != wanted).any(axis=1))]
+    return [texts[int(i)] for i in np.flatnonzero((found != wanted).any(axis=1))]
 
 
 def openai() -> Callable[[str], list[int]]:

@@ -9,7 +9,7 @@ from pipeline.core.command import Command, path_list
 
 
 def _train(made: argparse.ArgumentParser) -> None:
-    path_list(made, "--shards", help="finished folders of `wit fetch`")
+    path_list(made, "--shards", help="folders of `wit fetch` or img2dataset, or WebDataset tars")
     made.add_argument(
         "--model", metavar="NAME", help="RN50, RN101, …, ViT-L/14@336px, or RN-mini, RN-tiny, ViT-tiny"
     )
@@ -26,6 +26,10 @@ def _train(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument("--precision", choices=("fp32", "bf16"), default=None, help="fp32, or bf16 autocast")
     made.add_argument("--seed", type=int, metavar="N", help="seed of weights, order, captions and crops")
+    made.add_argument(
+        "--query-cap", dest="query_cap", type=int, metavar="N", help="images of a query in an epoch (all)"
+    )
+    made.add_argument("--workers", type=int, metavar="N", help="processes that read and decode images")
     made.add_argument("--threads", type=int, metavar="N", help="torch's threads on the CPU (all cores)")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="where to compute")
     made.add_argument(

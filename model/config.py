@@ -47,10 +47,16 @@ class TrainConfig:
         weight_decay: Decoupled, on all weights that are not gains or biases (Table 18).
         precision: ``fp32``, or ``bf16`` for autocast to bfloat16.
         seed: Of initialisation, order, captions and crops.
+        captions: In plain WebDataset tars, the captions of a sample: endings of text members, or ``json.FIELD``.
+        query_cap: At most so many images of each query in an epoch, others in each; none unless given.
+        decoder: What decodes and resizes images: ``fast``, or ``pillow`` alone (two to three times slower; the two
+            differ by at most one level in a few pixels).
         max_corrupt_share: Training stops when more than this share of the samples cannot be decoded.
         resume: Refuse to start from the beginning: there must be a checkpoint to go on from.
         checkpoint_steps: Steps between checkpoints.
         cache_bytes: Decoded images stay in memory if all of them fit into this many bytes.
+        workers: Processes that read and decode images; unless given, none beside a CPU and up to 16 beside a GPU.
+            The batches do not depend on it.
         threads: Of torch on the CPU; 0 takes torch's own choice (all cores). Another number may change the last
             bits of the result.
         device: Where to compute; ``auto`` takes a GPU if there is one.
@@ -80,10 +86,14 @@ class TrainConfig:
     weight_decay: float = 0.2
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
+    captions: tuple[str, ...] = ("txt",)
+    query_cap: int | None = None
+    decoder: Literal["fast", "pillow"] = "fast"
     max_corrupt_share: float = 0.05
     resume: bool = unhashed(False)
     checkpoint_steps: int = unhashed(500)
     cache_bytes: int = unhashed(4 << 30)
+    workers: int | None = unhashed(None)
     threads: int = unhashed(0)
     device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
 
@@ -92,7 +102,11 @@ class TrainConfig:
             _refuse(getattr(self, name) < 1, f"{name} {getattr(self, name)}: choose at least 1")
         for name in ("warmup_steps", "weight_decay", "cache_bytes", "threads", "seed"):
             _refuse(getattr(self, name) < 0, f"{name} {getattr(self, name)}: choose 0 or more")
-        _refuse(self.steps is not None and self.steps < 1, f"steps {self.steps}: choose at least 1")
+        for name in ("steps", "query_cap"):
+            count = getattr(self, name)
+            _refuse(count is not None and count < 1, f"{name} {count}: choose at least 1")
+        _refuse(self.workers is not None and self.workers < 0, f"workers {self.workers}: choose 0 or more")
+        _refuse(not self.captions, "captions: name at least one, as txt or json.FIELD")
         rate = self.learning_rate
         _refuse(rate is not None and not 0 < rate < 1, f"learning_rate {rate}: choose between 0 and 1")
         for name in ("beta1", "beta2"):

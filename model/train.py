@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import torch
 
 from model import checkpoint
 from model.clip import CLIP, normalise
 from model.config import TrainConfig
-from model.data import Batch, Index, Loader, read_index, shard_files
+from model.data import Batch, Loader
 from model.loss import clamp_logit_scale, contrastive_loss
 from model.optim import adamw, learning_rate_at
+from model.shards import Index, read_index, shard_files
 from model.tokenizer import Tokenizer
 from pipeline.core import paths, tables
 from pipeline.core.contracts import DROPPED
@@ -45,7 +47,7 @@ def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
         shard_files(config.shards)  # refuses before anything is written
 
     def body(folder: str) -> StageResult:
-        trainer = Trainer(config, folder, read_index(config.shards))
+        trainer = Trainer(config, folder, read_index(config.shards, captions=config.captions))
         try:
             return trainer.train(quiet=options.quiet)
         finally:
@@ -77,13 +79,20 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
+def workers_for(given: int | None, device: torch.device) -> int:
+    """Loader processes: as configured, else none beside a CPU, which has its cores' work, and up to 16 beside a GPU."""
+    if given is not None:
+        return given
+    return 0 if device.type == "cpu" else min(16, max(1, (os.cpu_count() or 1) - 1))
+
+
 class Trainer:
     """One training run and its state.
 
     Args:
         config: How to train.
         folder: Checkpoint folder.
-        index: The samples, as :func:`model.data.read_index` gives them.
+        index: The samples, as :func:`model.shards.read_index` gives them.
     """
 
     def __init__(self, config: TrainConfig, folder: str, index: Index) -> None:
@@ -115,6 +124,9 @@ class Trainer:
             seed=config.seed,
             cache_bytes=config.cache_bytes,
             max_corrupt_share=config.max_corrupt_share,
+            decoder=config.decoder,
+            workers=workers_for(config.workers, self.device),
+            query_cap=config.query_cap,
         )
         self.step = 0
         self.metrics: list[str] = []

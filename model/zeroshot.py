@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from model import checkpoint
 from model.clip import CLIP, normalise
 from model.config import ZeroShotConfig
-from model.images import BadImageError, centre_crop, decode
+from model.images import BadImageError, centre_square, decode
 from model.prompts import class_name, classifier, read_class_names, read_templates
 from model.tokenizer import Tokenizer
 from model.train import device_of
@@ -162,7 +162,7 @@ def batches(
             dropped.append(("corrupt_image", file[0], str(error)))
             continue
         files.append(file)
-        pixels.append(centre_crop(np.asarray(image), size))
+        pixels.append(centre_square(np.asarray(image), size))
         if len(files) == batch_size:
             yield files, torch.from_numpy(np.stack(pixels))
             files, pixels = [], []

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.images import BadImageError, centre_crop, crop, decode
+from model.images import BadImageError, centre_square, decode, decode_pixels, square
 
 
 def encoded(image: Image.Image, form: str) -> bytes:
@@ -65,8 +65,42 @@ def test_bad_bytes() -> None:
 def test_crops_reach_every_place() -> None:
     pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
     places = {
-        (tuple(crop(pixels, 4, x, y)[0, 0])) for x in (0.0, 0.3, 0.6, 0.99) for y in (0.0, 0.4, 0.6, 0.99)
+        (tuple(square(pixels, 4, x, y)[0, 0])) for x in (0.0, 0.3, 0.6, 0.99) for y in (0.0, 0.4, 0.6, 0.99)
     }
     assert places == {tuple(pixels[y, x]) for y in (0, 1) for x in (0, 1, 2, 3)}
-    assert centre_crop(pixels, 3).shape == (3, 3, 3)
-    assert centre_crop(pixels, 3)[0, 0].tolist() == pixels[1, 2].tolist()
+    assert centre_square(pixels, 3).shape == (3, 3, 3)
+    assert centre_square(pixels, 3)[0, 0].tolist() == pixels[1, 2].tolist()
+
+
+@pytest.mark.parametrize(
+    ("size", "short_side"), [((342, 256), 224), ((300, 500), 64), ((50, 40), 90), ((64, 64), 64)]
+)
+def test_torch_resizes_as_pillow(size: tuple[int, int], short_side: int) -> None:
+    draw = np.random.default_rng(0)
+    coarse = Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize(size)
+    noisy = np.asarray(coarse) // 2 + draw.integers(0, 100, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noisy).save(buffer, "PNG")
+    ours, pillow = (
+        decode_pixels(buffer.getvalue(), short_side=short_side, decoder=r) for r in ("fast", "pillow")
+    )
+    assert ours.shape == pillow.shape
+    assert min(ours.shape[:2]) == short_side
+    difference = np.abs(ours.astype(int) - pillow)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.02
+    assert np.array_equal(pillow, np.asarray(decode(buffer.getvalue(), short_side=short_side)))
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_fast_decoding_gives_pillows_pixels(mode: str, subsampling: int) -> None:
+    draw = np.random.default_rng(1)
+    coarse = Image.fromarray(draw.integers(0, 256, (9, 7, 3), dtype=np.uint8)).resize((61, 83)).convert(mode)
+    buffer = io.BytesIO()
+    coarse.save(buffer, "JPEG", quality=80, subsampling=subsampling)
+    data = buffer.getvalue()
+    fast, pillow = (decode_pixels(data, short_side=61, decoder=d) for d in ("fast", "pillow"))
+    assert np.array_equal(fast, pillow)
+    with pytest.raises(BadImageError):
+        decode_pixels(data[: len(data) // 2], short_side=61, decoder="fast")

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from model import checkpoint
 from model.config import TrainConfig
-from model.data import Batch, read_index
+from model.data import Batch
+from model.shards import read_index
 from model.train import Trainer, run
 from pipeline.cli import main
 from pipeline.core import fakes, manifest
