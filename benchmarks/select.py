@@ -190,9 +190,9 @@ def steps(batches: Sequence[pa.RecordBatch], queries: str) -> dict[str, float]:
         for row in zip(*(b[n].to_pylist() for n in ("text", "page_language")), strict=True)
     ]
     cleaned = timed("clean", lambda: [clean(text) for text, _ in found])
-    broken = timed("rules", lambda: [rules.broken_rule(text, tools.rules) for text in cleaned])
+    broken = timed("rules", lambda: [rules.broken_rule(text, rules.PRESETS["clip"]) for text in cleaned])
     left = [(t, page) for t, (_, page), reason in zip(cleaned, found, broken, strict=True) if not reason]
-    vocabulary = english_words(zip(*(listed[n].to_pylist() for n in ("query", "sources")), strict=True))
+    vocabulary = list(english_words(zip(*(listed[n].to_pylist() for n in ("query", "sources")), strict=True)))
     english: list[str] = []
     for name in ("fasttext-lite", "cascade"):
         detector = make_detector(name, vocabulary)

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.core import tables
-from pipeline.core.contracts import CANDIDATES, DROPPED, PAIRS
+from pipeline.core.contracts import CANDIDATES, PAIRS
 from pipeline.core.tokens import fold
 from pipeline.select.balance import pair_hash
 from pipeline.select.config import SelectConfig
@@ -41,6 +42,9 @@ REASONS: Final = (
     "over_cap",  # every query of the pair is full (cap), or no draw succeeded (sample)
 )
 _HASHES: Final = ("key_high", "key_low", "caption_hash", "pair_hash", "tie")
+REMEMBERED: Final = 65_536
+SHORT: Final = 200
+"""Characters of a text that is remembered; longer ones are seldom repeated and would take much memory."""
 MATCHED: Final = pa.schema(
     [
         *(f for f in PAIRS.schema if f.name != "query_id"),
@@ -54,14 +58,61 @@ by the seed; ``tie``: of the whole candidate, to choose between duplicates.
 """
 
 
+class Described(NamedTuple):
+    """A text that describes something in English."""
+
+    text: str
+    language: Language
+
+
+class Lost(NamedTuple):
+    """Why a row is dropped, and the detail that is kept of it."""
+
+    reason: str
+    detail: str | None
+
+
+Verdict = Described | Lost
+
+
+class Judge:
+    """Cleans texts and applies rules, language and word list; what the web repeats is judged once.
+
+    Args:
+        detector: Tells the language.
+        preset: The rules.
+        drop_offensive: Whether texts with a word of the block list go.
+    """
+
+    def __init__(
+        self, detector: LanguageDetector, preset: tuple[rules.Rule, ...], *, drop_offensive: bool
+    ) -> None:
+        self._detector, self._preset, self._drop_offensive = detector, preset, drop_offensive
+        self._remembered = functools.lru_cache(maxsize=REMEMBERED)(self._judged)
+
+    def __call__(self, as_found: str, page_language: str | None) -> Verdict:
+        """The cleaned text and its language, or the reason and the detail that a row with this text is dropped with."""
+        judged = self._remembered if len(as_found) <= SHORT else self._judged
+        return judged(as_found, page_language)
+
+    def _judged(self, as_found: str, page_language: str | None) -> Verdict:
+        text = clean(as_found)
+        if reason := rules.broken_rule(text, self._preset):
+            return Lost(reason, as_found)
+        language = self._detector.detect(text, page_language)
+        if language.code != "en":
+            return Lost("not_english", f"{language.code} {language.score}: {text}")
+        if self._drop_offensive and (term := offensive_term(text)) is not None:
+            return Lost("offensive", term)
+        return Described(text, language)
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What a worker needs for any batch; built once per process."""
 
     matcher: Matcher
-    detector: LanguageDetector
-    rules: tuple[rules.Rule, ...]
-    drop_offensive: bool
+    judge: Judge
     seed: int
     denied: DenyList | None = None
 
@@ -98,36 +149,19 @@ def _listed(files: tuple[str, ...]) -> pa.Table:
 
 def make_tools(listed: pa.Table, config: SelectConfig, stored: str | None = None) -> Tools:
     """Tools from a ``queries/1`` table."""
-    queries = listed.column("query").to_pylist()
-    sources = listed.column("sources").to_pylist()
+    detector = make_detector(config.language, english_words(_sourced(listed)))
+    preset = rules.PRESETS[config.rules]
     return Tools(
         matcher=Matcher(listed, config.matching, stored=stored),
-        detector=make_detector(config.language, english_words(zip(queries, sources, strict=True))),
-        rules=rules.PRESETS[config.rules],
-        drop_offensive=config.drop_offensive,
+        judge=Judge(detector, preset, drop_offensive=config.drop_offensive),
         seed=config.seed,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Described:
-    """A text that describes something in English."""
-
-    text: str
-    language: Language
-
-
-def judged(as_found: str, page_language: str | None, *, tools: Tools) -> Described | tuple[str, str | None]:
-    """The cleaned text and its language, or the reason and the detail that a row with this text is dropped with."""
-    text = clean(as_found)
-    if reason := rules.broken_rule(text, tools.rules):
-        return reason, as_found
-    language = tools.detector.detect(text, page_language)
-    if language.code != "en":
-        return "not_english", f"{language.code} {language.score}: {text}"
-    if tools.drop_offensive and (term := offensive_term(text)) is not None:
-        return "offensive", term
-    return Described(text, language)
+def _sourced(listed: pa.Table) -> Iterator[tuple[str, list[str]]]:
+    """Queries and sources, read by the backends that want words."""
+    for batch in listed.select(["query", "sources"]).to_batches(max_chunksize=65_536):
+        yield from zip(batch["query"].to_pylist(), batch["sources"].to_pylist(), strict=True)
 
 
 def filter_and_match(batch: pa.Table, tools: Tools) -> tuple[pa.Table, pa.Table]:
@@ -140,43 +174,36 @@ def filter_and_match(batch: pa.Table, tools: Tools) -> tuple[pa.Table, pa.Table]
     Returns:
         Rows of :data:`MATCHED`, and ``dropped`` rows; together as many as came in.
     """
-    kept: list[int] = []
-    described: list[Described] = []
-    lost: list[tuple[str, str, str | None]] = []
-    ids = batch.column("pair_id").to_pylist()
-    blocked = _blocked(batch, tools.denied)
-    # Equal texts are judged equally, and the web's pages repeat theirs.
-    judge = functools.cache(functools.partial(judged, tools=tools))
-    found = zip(batch.column("text").to_pylist(), batch.column("page_language").to_pylist(), strict=True)
-    for row, (as_found, page_language) in enumerate(found):
-        if row in blocked:
-            lost.append(("blocked_host", ids[row], blocked[row]))
-            continue
-        verdict = judge(as_found, page_language)
-        if isinstance(verdict, Described):
-            kept.append(row)
-            described.append(verdict)
-        else:
-            lost.append((verdict[0], ids[row], verdict[1]))
-    texts = [d.text for d in described]
-    cleaned = pa.array(texts, pa.string())
+    texts, pages = (batch.column(name).to_pylist() for name in ("text", "page_language"))
+    verdicts: list[Verdict] = list(map(tools.judge, texts, pages))
+    for row, entry in _blocked(batch, tools.denied).items():
+        verdicts[row] = Lost("blocked_host", entry)
+    passed = [row for row, verdict in enumerate(verdicts) if type(verdict) is Described]
+    described = [v for v in verdicts if type(v) is Described]
+    cleaned = pa.array([d.text for d in described], pa.string())
     matches = tools.matcher.match(cleaned)
-    counts = np.bincount(matches.rows, minlength=len(texts))
-    lost += [("no_query", ids[kept[i]], texts[i]) for i in np.flatnonzero(counts == 0)]
+    counts = np.bincount(matches.rows, minlength=len(passed))
+    for place in np.flatnonzero(counts == 0).tolist():
+        verdicts[passed[place]] = Lost("no_query", described[place].text)
     found_any = np.flatnonzero(counts)
-    rows = batch.take(pa.array(np.array(kept, dtype=np.int64)[found_any], pa.int64()))
+    rows = batch.take(pa.array(np.array(passed, dtype=np.int64)[found_any]))
+    starts = np.r_[0, np.cumsum(counts[found_any])].astype(np.int32)
+    languages = [described[place].language for place in found_any.tolist()]
     matched = _matched(
         rows,
-        [texts[i] for i in found_any],
-        [described[i].language.code for i in found_any],
-        [described[i].language.score for i in found_any],
-        pa.ListArray.from_arrays(
-            np.r_[0, np.cumsum(counts[found_any])].astype(np.int32), pa.array(matches.query_ids, pa.int32())
-        ),
+        cleaned.take(pa.array(found_any)),
+        languages,
+        pa.ListArray.from_arrays(starts, pa.array(matches.query_ids, pa.int32())),
         tools.seed,
     )
-    dropped = tables.dropped_table(STAGE, lost) if lost else DROPPED.empty()
-    return matched, dropped
+    return matched, _dropped(batch, verdicts)
+
+
+def _dropped(batch: pa.Table, verdicts: Sequence[Verdict]) -> pa.Table:
+    lost = [(row, verdict) for row, verdict in enumerate(verdicts) if type(verdict) is Lost]
+    ids = batch.column("pair_id").take(pa.array([row for row, _ in lost], pa.int64())).to_pylist()
+    told = [(verdict.reason, pair, verdict.detail) for (_, verdict), pair in zip(lost, ids, strict=True)]
+    return tables.dropped_table(STAGE, told)
 
 
 def _blocked(batch: pa.Table, denied: DenyList | None) -> dict[int, str]:
@@ -190,33 +217,43 @@ def _blocked(batch: pa.Table, denied: DenyList | None) -> dict[int, str]:
 
 
 def _matched(
-    rows: pa.Table,
-    texts: Sequence[str],
-    codes: Sequence[str],
-    scores: Sequence[float],
-    query_ids: pa.ListArray,
-    seed: int,
+    rows: pa.Table, texts: pa.Array, languages: Sequence[Language], query_ids: pa.ListArray, seed: int
 ) -> pa.Table:
+    folded = map(fold, texts.to_pylist())
     urls, ids = rows.column("url").to_pylist(), rows.column("pair_id").to_pylist()
-    key = _hashes((f"{url}\0{fold(text)}" for url, text in zip(urls, texts, strict=True)), words=2)
+    key = _hashes((f"{url}\0{text}".encode() for url, text in zip(urls, folded, strict=True)), words=2)
     columns: dict[str, Any] = {name: rows.column(name) for name in CANDIDATES.schema.names if name != "text"}
     columns |= {
-        "text": pa.array(texts, pa.string()),
-        "language": pa.array(codes, pa.string()),
-        "language_score": pa.array(scores, pa.float64()),
+        "text": texts,
+        "language": pa.array([found.code for found in languages], pa.string()),
+        "language_score": pa.array([found.score for found in languages], pa.float64()),
         "query_ids": query_ids.cast(MATCHED.field("query_ids").type),
         "key_high": pa.array(key[:, 0]),
         "key_low": pa.array(key[:, 1]),
-        "caption_hash": pa.array(_hashes(texts, words=1)[:, 0]),
+        "caption_hash": pa.array(_hashes(texts.cast(pa.binary()).to_pylist(), words=1)[:, 0]),
         "pair_hash": pa.array(pair_hash(ids, seed)),
-        "tie": pa.array(_hashes(map(repr, rows.to_pylist()), words=1)[:, 0]),
+        "tie": pa.array(_hashes(_whole(rows).to_pylist(), words=1)[:, 0]),
     }
     return pa.table([columns[name] for name in MATCHED.names], schema=MATCHED)
 
 
-def _hashes(values: Iterable[str], *, words: int) -> np.ndarray:
-    """uint64[n, words]: BLAKE2b of each string."""
-    digests = b"".join(
-        hashlib.blake2b(v.encode(errors="replace"), digest_size=8 * words).digest() for v in values
+def _whole(rows: pa.Table) -> pa.ChunkedArray:
+    """Each candidate as one string of bytes; different ones differ."""
+    columns = []
+    for name in CANDIDATES.schema.names:
+        column = rows.column(name)
+        if pa.types.is_list(column.type):
+            column = pc.binary_join(column.cast(pa.list_(pa.binary())), b"\xfe")
+        elif not pa.types.is_string(column.type):
+            column = column.cast(pa.string())
+        columns.append(column.cast(pa.binary()))
+    # UTF-8 has no such bytes: a missing value is no empty one, and no text moves from one column to the next.
+    return pc.binary_join_element_wise(
+        *columns, pa.scalar(b"\xff", pa.binary()), null_handling="replace", null_replacement=b"\xfd"
     )
+
+
+def _hashes(values: Iterable[bytes], *, words: int) -> np.ndarray:
+    """uint64[n, words]: BLAKE2b of each string."""
+    digests = b"".join([hashlib.blake2b(value, digest_size=8 * words).digest() for value in values])
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64).reshape(-1, words)

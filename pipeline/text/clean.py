@@ -15,6 +15,7 @@ _PLUS_WORDS: Final = re.compile(r"[^\W\d_]{2,}(?:\+[^\W\d_]{2,}){2,}")
 # split words. Joiners stay, because emoji and Indian scripts are spelt with them.
 _INVISIBLE: Final = re.compile("[\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _CONTROL: Final = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff]")
+_CODED: Final = re.compile("[&<%+]")
 _ROUNDS: Final = 4
 
 
@@ -29,6 +30,8 @@ def clean(text: str) -> str:
     Returns:
         The cleaned text; empty if nothing is left.
     """
+    if text.isascii() and text.isprintable() and not _CODED.search(text):
+        return " ".join(text.split())  # as most texts are: there is nothing else to do
     for _ in range(_ROUNDS):
         before = text
         text = _once(text)

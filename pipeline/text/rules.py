@@ -23,8 +23,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from pipeline.core.tokens import tokens
 from pipeline.text.vocabulary import ENGLISH
+from pipeline.text.words import words
 
 Rule = Callable[[str], str | None]
 
@@ -42,6 +42,7 @@ REASONS: Final = (
     "repeated_words",
 )
 
+_LONGEST_EXTENSION: Final = 5
 _EXTENSION = r"\.(?:jpe?g|png|gif|tiff?|bmp|heic|webp|avif|svg|cr2|nef|raw)"
 # What follows a name's number: more of it, "(2)", "copy"; but no words, for "Photo 12 of our wedding" is a title.
 _REST = r"[\w().\-]*(?: \(?\d+\)?)*(?:[ \-](?:copy|edited|edit))?"
@@ -54,6 +55,7 @@ _FILE_NAME: Final = re.compile(
 )
 _URL: Final = re.compile(r"(?:https?://|www\.)\S+|\S+\.(?:com|org|net)(?:/\S*)?", re.IGNORECASE)
 _DIGIT: Final = re.compile(r"\d")
+_NO_LETTER: Final = bytes(b for b in range(128) if not chr(b).isalpha())
 _CAMERA: Final = (
     re.compile(r"\bf\s?/\s?\d", re.IGNORECASE),
     re.compile(r"\biso\s?:?\s?\d{2,6}\b", re.IGNORECASE),
@@ -63,6 +65,7 @@ _CAMERA: Final = (
         r"\b(?:aperture|shutter(?: speed)?|exposure(?: time| bias)?|focal length)\s?[:=]", re.IGNORECASE
     ),
 )
+_CAMERA_SIGN: Final = re.compile(r"[/:=]|iso|mm", re.IGNORECASE)
 # Texts that stand for any image: what templates put there, and what images are for.
 # What cameras write into an image's description by default, and web software copies into its texts.
 _CAMERA_NAMES: Final = frozenset(
@@ -85,7 +88,9 @@ _BOILERPLATE = """
     user avatar | video | video thumbnail | view image | view larger image | website logo
 """
 BOILERPLATE: Final = frozenset(entry.strip() for entry in _BOILERPLATE.split("|"))
+_LONGEST_PHRASE: Final = max(phrase.count(" ") + 1 for phrase in BOILERPLATE | _CAMERA_NAMES)
 _PREFIXES: Final = ("click to enlarge ", "click to view ", "image may contain: ", "embedded image permalink")
+_LONGEST_PREFIX: Final = max(map(len, _PREFIXES))
 
 MIN_CHARS: Final = 3
 MAX_CHARS: Final = 1000
@@ -107,12 +112,14 @@ def empty(text: str) -> str | None:
 
 def url(text: str) -> str | None:
     """The whole text is an address (LAION and others drop those)."""
-    return "url" if _URL.fullmatch(text) else None
+    return "url" if " " not in text and _URL.fullmatch(text) else None
 
 
 def file_name(text: str) -> str | None:
     """A camera's or an editor's file name: CLIP paper section 2.2, ``20160716_113957.JPG``; ``IMG_2041``."""
-    return "file_name" if _FILE_NAME.fullmatch(text) else None
+    # The pattern is dear. It needs an extension, a digit, or nothing but signs.
+    likely = "." in text[-_LONGEST_EXTENSION:] or text[:1] in "_-(). " or _DIGIT.search(text)
+    return "file_name" if likely and _FILE_NAME.fullmatch(text) else None
 
 
 def camera_settings(text: str) -> str | None:
@@ -120,23 +127,30 @@ def camera_settings(text: str) -> str | None:
 
     One hit of exposure data alone may be "a 50 mm lens".
     """
-    # All patterns but one hold a digit.
-    hits = sum(1 for p in _CAMERA if p.search(text)) if _DIGIT.search(text) else 0
-    return "camera_settings" if hits >= 2 or " ".join(tokens(text)) in _CAMERA_NAMES else None
+    # All patterns but one hold a digit, and each one of these signs.
+    likely = _DIGIT.search(text) and _CAMERA_SIGN.search(text)
+    hits = sum(1 for p in _CAMERA if p.search(text)) if likely else 0
+    return "camera_settings" if hits >= 2 or _is_one_of(text, _CAMERA_NAMES) else None
 
 
 def boilerplate(text: str) -> str | None:
     """What templates say of any image; Conceptual Captions (2018) drops and crops such phrases."""
-    words = " ".join(tokens(text))
-    found = words in BOILERPLATE or text.lower().startswith(_PREFIXES)
+    found = _is_one_of(text, BOILERPLATE) or text[:_LONGEST_PREFIX].lower().startswith(_PREFIXES)
     return "boilerplate" if found else None
+
+
+def _is_one_of(text: str, phrases: frozenset[str]) -> bool:
+    found = words(text)
+    return len(found) <= _LONGEST_PHRASE and " ".join(found) in phrases
 
 
 def few_letters(text: str) -> str | None:
     """Less than half of what is not space is a letter: codes, prices, rulers of dashes."""
     visible = sum(map(len, text.split()))
     # Marks and joiners belong to letters in many scripts; emoji and digits do not.
-    letters = sum(map(str.isalpha, text))
+    letters = (
+        len(text.encode().translate(None, _NO_LETTER)) if text.isascii() else sum(map(str.isalpha, text))
+    )
     return "few_letters" if letters < MIN_LETTERS * visible else None
 
 
@@ -152,10 +166,10 @@ def too_long(text: str) -> str | None:
 
 def words_3_to_256(text: str) -> str | None:
     """Under 3 or over 256 words, as spaces part them (Conceptual 12M, section 2)."""
-    words = len(text.split())
-    if words > MAX_WORDS:
+    parts = len(text.split())
+    if parts > MAX_WORDS:
         return "too_long"
-    return "too_few_words" if words < MIN_WORDS else None
+    return "too_few_words" if parts < MIN_WORDS else None
 
 
 def more_than_two_words(text: str) -> str | None:
@@ -178,7 +192,7 @@ def no_determiner(text: str) -> str | None:
 
     They had a tagger; this is a list of words, so "that" and "her" count as determiners whatever they are.
     """
-    return None if _DETERMINERS.intersection(tokens(text)) else "no_determiner"
+    return None if _DETERMINERS.intersection(words(text)) else "no_determiner"
 
 
 def repeated_words(text: str) -> str | None:
@@ -187,9 +201,9 @@ def repeated_words(text: str) -> str | None:
     Function words are left out, for "the man and the woman on the street" repeats nothing; under five other words
     one repetition would be enough, and nothing is dropped.
     """
-    words = [w for w in tokens(text) if w not in ENGLISH]
-    repeated = len(words) - len(set(words))
-    return "repeated_words" if len(words) >= 5 and repeated > MAX_REPEATED * len(words) else None
+    telling = [w for w in words(text) if w not in ENGLISH]
+    repeated = len(telling) - len(set(telling))
+    return "repeated_words" if len(telling) >= 5 and repeated > MAX_REPEATED * len(telling) else None
 
 
 PRESETS: Final[Mapping[str, tuple[Rule, ...]]] = {

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 from pipeline.core import paths
 from pipeline.core.errors import InputError
 from pipeline.core.tokens import fold, tokens
+from pipeline.text.words import words
 
 LIST: Final = "blocklist_en.txt"
 _LONGEST_HOST: Final = 253
@@ -45,11 +46,12 @@ def _terms() -> tuple[Mapping[str, tuple[tuple[str, ...], ...]], frozenset[str]]
 def offensive_term(text: str) -> str | None:
     """The first listed term that a text contains as whole words, or ``None``."""
     by_first, bare = _terms()
-    words = tokens(text)
-    for place, word in enumerate(words):
-        for term in by_first.get(word, ()):
-            if tuple(words[place : place + len(term)]) == term:
-                return " ".join(term)
+    found = words(text)
+    if not by_first.keys().isdisjoint(found):
+        for place, word in enumerate(found):
+            for term in by_first.get(word, ()):
+                if found[place : place + len(term)] == term:
+                    return " ".join(term)
     if not text.isascii():
         return next((sign for sign in sorted(bare) if sign in text), None)
     return None

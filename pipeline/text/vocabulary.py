@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.core.tokens import tokens
+from pipeline.text.words import words
 
 SMALL_VOCABULARY: Final = 10_000
 
@@ -47,8 +48,8 @@ class Vocabulary:
         """What script and words of a cleaned text say; ``page_language`` is a BCP 47 tag or ``None``."""
         if latin_share(text) < 0.5:
             return Opinion(False, 0.0)
-        words = [w for w in tokens(text) if any(c.isalpha() for c in w)]
-        return Opinion(*self._by_words(words, subtag(page_language))) if words else Opinion(False, 0.0)
+        found = [w for w in words(text) if w.isalpha() or any(map(str.isalpha, w))]
+        return Opinion(*self._by_words(found, subtag(page_language))) if found else Opinion(False, 0.0)
 
     def _by_words(self, words: list[str], page: str | None) -> tuple[bool | None, float]:
         """Whether the words say English (``None``: they do not say), and the share of known ones."""
@@ -79,15 +80,15 @@ class Vocabulary:
         return (False, score) if share < 0.3 and english == 0 else (None, score)
 
 
-def english_words(queries: Iterable[tuple[str, Collection[str]]]) -> list[str]:
+def english_words(queries: Iterable[tuple[str, Collection[str]]]) -> Iterator[str]:
     """The words of queries from running text and WordNet; article titles alone are no vocabulary of English.
 
     Args:
         queries: Texts and sources of a ``queries/1`` table.
     """
-    return [
-        w for query, sources in queries if "word" in sources or "synset" in sources for w in tokens(query)
-    ]
+    for query, sources in queries:
+        if "word" in sources or "synset" in sources:
+            yield from tokens(query)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -98,8 +99,8 @@ def _is_latin(character: str) -> bool:
 def latin_share(text: str) -> float:
     """Share of a text's letters that are Latin; 0 for a text without letters."""
     if text.isascii():
-        return 1.0 if any(c.isalpha() for c in text) else 0.0
-    letters = [c for c in text if c.isalpha()]
+        return 1.0 if any(map(str.isalpha, text)) else 0.0
+    letters = list(filter(str.isalpha, text))
     return sum(1 for c in letters if c.isascii() or _is_latin(c)) / len(letters) if letters else 0.0
 
 

@@ -266,4 +266,4 @@ def test_words_of_titles_are_no_vocabulary() -> None:
         ("hot dog", ["synset", "title"]),
         ("la la", ["bigram"]),
     ]
-    assert english_words(queries) == ["dog", "hot", "dog"]
+    assert list(english_words(queries)) == ["dog", "hot", "dog"]
