@@ -50,6 +50,7 @@ class FetchConfig:
             no limit.
         tdmrep: Read the ``/.well-known/tdmrep.json`` of each site and heed its reservations.
         host_groups: Groups of hosts that workers take one at a time; 0 chooses from Beam's options.
+        active_hosts: Hosts of a group that take turns; the next ones come as these are done.
         fetch_threads: Requests in flight in one group of hosts.
         image_size: Pixels of the side that ``resize_mode`` names.
         resize_mode: ``keep_ratio`` makes the shortest side ``image_size`` long, ``keep_ratio_largest`` the longest;
@@ -108,6 +109,7 @@ class FetchConfig:
     group_budget_s: float = unhashed(0.0)
     tdmrep: bool = True
     host_groups: int = unhashed(0)
+    active_hosts: int = unhashed(1_000)
     fetch_threads: int = unhashed(64)
     image_size: int = 256
     resize_mode: ResizeMode = "keep_ratio"
@@ -144,8 +146,9 @@ class FetchConfig:
             raise ValueError(f"contact is {self.contact!r}: give a plain ASCII address or URL")
         for name in (
             "connect_timeout_s", "read_timeout_s", "deadline_s", "max_body_bytes", "backoff_base_s",
-            "backoff_cap_s", "breaker_failures", "dns_concurrency", "host_concurrency", "fetch_threads", "image_size",
-            "max_image_area", "rows_per_shard", "decode_processes", "decode_memory_mb", "decode_timeout_s",
+            "backoff_cap_s", "breaker_failures", "dns_concurrency", "host_concurrency", "active_hosts",
+            "fetch_threads", "image_size", "max_image_area", "rows_per_shard",
+            "decode_processes", "decode_memory_mb", "decode_timeout_s",
         ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: give a number above 0")

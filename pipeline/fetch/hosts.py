@@ -63,6 +63,7 @@ class Host:
         scheduled: The start that stands in the common queue.
         reading_site: Whether its robots.txt or tdmrep.json is being read, which all jobs wait for.
         sites: By authority.
+        active: Whether it takes its turns.
         answers: Whether its last answer came in time.
         closed: Left alone for the rest of the run.
         failed: Held until the host is done: if it turns out to be down, they all have one reason, in whatever
@@ -81,6 +82,7 @@ class Host:
     sites: dict[str, Site] = field(default_factory=dict)
     failures_in_a_row: int = 0
     successes: int = 0
+    active: bool = False
     answers: bool = False
     closed: bool = False
     failed: list[tuple[Target, Answer]] = field(default_factory=list)
@@ -95,6 +97,11 @@ class Host:
     def pop(self) -> Job:
         """Takes the next request; there is one."""
         return heapq.heappop(self.errands or self.jobs)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing waits for it and nothing is under way."""
+        return not (self.jobs or self.errands or self.in_flight or self.reading_site)
 
     def next_due(self) -> float | None:
         """When its next request may start; ``None`` if there is none or it must wait for another."""

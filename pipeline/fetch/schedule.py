@@ -56,6 +56,8 @@ class Schedule:
     def __init__(self, client: Client) -> None:
         self.client, self.config = client, client.config
         self._hosts: dict[str, Host] = {}
+        self._waiting: deque[str] = deque()  # hosts that have not had a turn
+        self._active = 0
         # By whether the host answers: those that do not may not fill all slots.
         self._ready: dict[bool, list[tuple[float, int, str]]] = {True: [], False: []}
         self._numbers = itertools.count()
@@ -87,7 +89,11 @@ class Schedule:
         for target in over:
             yield target, Answer(refusal=Refusal("host_quota", f"more than {self.config.max_per_host}"))
         for target in taken:
-            self._push(Job(0.0, next(self._numbers), target, target))
+            job = Job(0.0, next(self._numbers), target, target)
+            self._hosts.setdefault(target.host, Host(self.config)).push(job)
+        # The longest first, so that no long one is left for the end.
+        self._waiting.extend(sorted(self._hosts, key=lambda name: -len(self._hosts[name].jobs)))
+        self._activate_waiting()
         try:
             with ThreadPoolExecutor(self.config.fetch_threads, thread_name_prefix="fetch") as pool:
                 yield from self._work(pool)
@@ -119,7 +125,29 @@ class Schedule:
         name = job.target.host
         host = self._hosts.setdefault(name, Host(self.config))
         host.push(job)
+        self._activate(host)
         self._plan(name, host)
+
+    def _activate(self, host: Host) -> None:
+        self._active += not host.active
+        host.active = True
+
+    def _activate_waiting(self) -> None:
+        while self._waiting and self._active < self.config.active_hosts:
+            name = self._waiting.popleft()
+            self._activate(self._hosts[name])
+            self._plan(name, self._hosts[name])
+
+    def _go_on(self, name: str, host: Host) -> Iterator[tuple[Target, Answer]]:
+        """Plans a host's next start, or makes room for the next host and forgets what this one's sites said."""
+        if not host.is_done:
+            self._plan(name, host)
+            return
+        self._active -= host.active
+        host.active = False
+        host.sites.clear()
+        yield from self._settle(host)
+        self._activate_waiting()
 
     def _plan(self, name: str, host: Host) -> None:
         """Enters a host's next start into the common queue, unless it stands there for as early already."""
@@ -151,7 +179,7 @@ class Schedule:
             due = host.next_due()
             if due is not None and due <= now:
                 yield from self._start(pool, host, now)
-            self._plan(name, host)
+            yield from self._go_on(name, host)
 
     def _start(self, pool: ThreadPoolExecutor, host: Host, now: float) -> Iterator[tuple[Target, Answer]]:
         job = host.pop()
@@ -206,6 +234,7 @@ class Schedule:
 
     def _defer(self) -> Iterator[tuple[Target, Answer]]:
         """The time is over: gives back all that has not started."""
+        self._waiting.clear()
         for entries in self._ready.values():
             entries.clear()
         for host in self._hosts.values():
@@ -273,7 +302,7 @@ class Schedule:
         else:
             host.break_circuit(answer)
             yield from self._end_fetch(host, job, answer)
-        self._plan(name, host)
+        yield from self._go_on(name, host)
 
     def _end_robots(self, job: Job, answer: Answer, rules: Robots | Target) -> None:
         """Takes a robots.txt over, or asks on; the file may speak for another host than the one that was asked."""

@@ -230,10 +230,12 @@ def test_a_dead_host_costs_three_attempts_not_three_per_url() -> None:
 
 
 def test_a_stuck_host_does_not_delay_the_others(site: Site) -> None:
-    site.handlers["/stuck"] = lambda _request: time.sleep(1.0)
-    config = dataclasses.replace(LOOPBACK, fetch_threads=2, retries=0)
+    site.handlers["/stuck"] = lambda _request: time.sleep(2.0)
+    config = dataclasses.replace(
+        LOOPBACK, fetch_threads=2, retries=0, read_timeout_s=1.5, deadline_s=2.0, tdmrep=False
+    )
     order = list(
-        fetch([site.url("/stuck", "127.0.0.4"), *(site.url(f"/img/{i}.jpg") for i in range(20))], config)
+        fetch([site.url("/stuck", "127.0.0.4"), *(site.url(f"/img/{i}.jpg") for i in range(10))], config)
     )
     assert order[-1] == site.url("/stuck", "127.0.0.4")
 
@@ -459,6 +461,26 @@ def test_https_from_end_to_end_with_a_handshake_for_each_connection_only(tmp_pat
             assert site.hits["/robots.txt"] == 2
             assert site.most[name] <= 2
             assert site.connections[name] <= 2, "twelve requests over two connections"
+
+
+def test_so_many_hosts_take_turns_and_the_longest_begin(site: Site) -> None:
+    """Robots.txt files are held for hosts that have a turn only, and each host's are read once."""
+    urls = [f"http://h{i}.test:{site.port}/img/{i}-{j}.jpg" for i in range(30) for j in range(1 + (i == 20))]
+    site.handlers.update(
+        {f"/img/{i}-{j}.jpg": lambda request: request.reply(b"x") for i in range(30) for j in (0, 1)}
+    )
+    config = dataclasses.replace(LOOPBACK, active_hosts=3, tdmrep=False)
+    schedule = Schedule(Client(config, version="1", resolve=lambda _host, _port: ["127.0.0.1"]))
+    held = [
+        sum(bool(host.sites) for host in schedule._hosts.values())
+        for _ in schedule.run(t for t in map(parse_url, urls) if isinstance(t, Target))
+    ]
+    assert len(held) == 31
+    assert max(held) <= 3
+    assert site.hits["/robots.txt"] == 30
+    assert "h20.test" in {host for _, host, _ in site.log[:3]}
+    paths = [path for _, _, path in site.log]
+    assert paths.index("/img/0-0.jpg") < len(paths) - 30, "not all robots.txt first"
 
 
 def test_a_defect_of_ours_costs_one_url(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
