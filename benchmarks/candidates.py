@@ -100,7 +100,7 @@ def _wat(wheel: Path, scratch: Path) -> None:
     """Compares what the WARC and the WAT of the same pages give."""
     warc, wat = scratch / "once.warc.gz", scratch / "once.warc.wat.gz"
     write_warc(wheel, warc, 1)
-    write_wat(warc, wat)
+    lazy = write_wat(warc, wat)
     say("wit candidates, WARC and WAT …")
     measure.run([*WIT, "--warc", str(warc), "--out", str(scratch / "of-warc")])
     taken = measure.run([*WIT, "--wat", str(wat), "--out", str(scratch / "of-wat")])
@@ -113,9 +113,10 @@ def _wat(wheel: Path, scratch: Path) -> None:
     for pair, source in ours.items():
         if pair not in theirs and source not in ("alt", "title"):
             missing[f"a text that a WAT has not ({source})"] += 1
+        elif pair not in theirs and (pair[0], pair[2]) in texts:
+            missing["its text with another URL (`srcset`, `data-src`)"] += 1
         elif pair not in theirs:
-            other = (pair[0], pair[2]) in texts
-            missing["its text with another URL (`srcset`, `data-src`)" if other else "other"] += 1
+            missing["an image without `src`" if (pair[0], pair[2]) in lazy else "other"] += 1
     urls = {(page, text) for page, _, text in ours}
     extra = Counter(
         "its text with another URL" if (page, text) in urls else "other"
@@ -216,6 +217,7 @@ class _Links(HTMLParser):
         super().__init__()
         self.head: dict[str, Any] = {"Metas": []}
         self.links: list[dict[str, str]] = []
+        self.lazy: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Notes what matters."""
@@ -226,16 +228,24 @@ class _Links(HTMLParser):
             self.head.setdefault("Base", values["href"])
         elif tag == "meta":
             self.head["Metas"].append(values)
-        elif tag == "img" and "src" in values:
-            texts = {name: values[name] for name in ("alt", "title") if name in values}
-            self.links.append({"path": "IMG@/src", "url": values["src"], **texts})
+        elif tag == "img" and not values.get("src"):
+            self.lazy += [values[name] for name in ("alt", "title") if name in values]
+        elif tag == "img":
+            link = {"path": "IMG@/src", "url": values["src"]}
+            link |= {name: values[name] for name in ("alt", "title") if name in values}
+            self.links.append(link)
 
 
-def write_wat(warc: Path, path: Path) -> None:
-    """Writes the metadata of a WARC's responses in the form of Common Crawl's WAT files."""
+def write_wat(warc: Path, path: Path) -> set[tuple[str, str]]:
+    """Writes the metadata of a WARC's responses in the form of Common Crawl's WAT files.
+
+    Returns:
+        ``(page URL, text)`` of the images that it cannot tell of, because they have no ``src``.
+    """
     from warcio.archiveiterator import ArchiveIterator
     from warcio.warcwriter import WARCWriter
 
+    lazy: set[tuple[str, str]] = set()
     with warc.open("rb") as source, path.open("wb") as file:
         writer = WARCWriter(file, gzip=True)
         for record in ArchiveIterator(source):
@@ -244,6 +254,7 @@ def write_wat(warc: Path, path: Path) -> None:
             links = _Links()
             links.feed(decode(record.content_stream().read()))
             url = record.rec_headers.get_header("WARC-Target-URI")
+            lazy |= {(url, " ".join(text.split())) for text in links.lazy}
             response = {
                 "Response-Message": {"Status": record.http_headers.get_statuscode()},
                 "Headers": dict(record.http_headers.headers),
@@ -257,6 +268,7 @@ def write_wat(warc: Path, path: Path) -> None:
             writer.write_record(
                 writer.create_warc_record(url, "metadata", payload=body, warc_content_type="application/json")
             )
+    return lazy
 
 
 def by_script(path: Path) -> set[tuple[str, str]]:

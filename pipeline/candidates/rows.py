@@ -126,22 +126,24 @@ def read_table(part: TablePart, layout: Layout, *, max_text_chars: int) -> Itera
             yield item
             continue
         number, url, texts, marker = item
-        where = place(part.origin, number)
         if layout.only is not None and str(marker) != layout.only[1]:
-            yield Lost("not_an_image", str(url)[:200], f"{layout.only[0]} is {str(marker)[:50]}; {where}")
+            detail = f"{layout.only[0]} is {str(marker)[:50]}; {place(part.origin, number)}"
+            yield Lost("not_an_image", str(url)[:200], detail)
             continue
-        found = [(collapse(layout.text(t)), source) for t, source in texts if isinstance(t, str)]
-        found = [(text, source) for text, source in found if text]
+        found = [
+            (text, source) for t, source in texts if isinstance(t, str) and (text := collapse(layout.text(t)))
+        ]
         if not found:
-            yield Lost("no_text", str(url)[:200], where)
+            yield Lost("no_text", str(url)[:200], place(part.origin, number))
         for text, source in found:
             if len(text) > max_text_chars:
+                where = place(part.origin, number)
                 yield Lost("text_too_long", str(url)[:200], f"{len(text)} characters; {where}")
                 continue
             try:
                 absolute = absolute_url(url if isinstance(url, str) else "", None)
             except UrlError as error:
-                yield Lost(error.reason, str(url)[:200], where)
+                yield Lost(error.reason, str(url)[:200], place(part.origin, number))
                 continue
             yield Pair(absolute, text, source, None, None, (), part.origin, number)
 

@@ -7,8 +7,9 @@ finds a network to download it from.
 
 from __future__ import annotations
 
+import uuid
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,17 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
 
 from pipeline.core import paths, tables
 from pipeline.core.contracts import DROPPED, Contract
 from pipeline.core.errors import StageFailedError, UsageError, WitError
 
 LOCAL_RUNNER = "FnApiRunner"
+# Rows on their way to a part wait here, below the output folder; run_stage clears what a killed run left.
+SPILL_FOLDER = ".rows.tmp"
+SPILL_BYTES = 32 << 20
 
 
 def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
@@ -112,17 +118,95 @@ def sorted_table(chunks: Iterable[pa.Table], order: Sequence[str]) -> pa.Table:
     return joined.sort_by([(name, "ascending") for name in order]).combine_chunks()
 
 
+# A spilled chunk: its file, and which record batch of the file it is.
+Chunk = tuple[str, int]
+
+
+def write_chunks(
+    folder: str, tables_by_part: Sequence[tuple[int, Sequence[pa.Table]]]
+) -> list[tuple[int, Chunk]]:
+    """Writes rows of several parts as one Arrow file, each part's as one record batch; returns where they are.
+
+    Each call makes a file of a new name: what a retried bundle wrote twice, its result names once.
+    """
+    path = paths.join(folder, f"{uuid.uuid4().hex}.tmp")
+    schema = tables_by_part[0][1][0].schema
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    chunks: list[tuple[int, Chunk]] = []
+    with paths.open_atomic(path) as file, pa.ipc.new_file(file, schema, options=options) as writer:
+        for part, held in tables_by_part:
+            for batch in pa.concat_tables(held).combine_chunks().to_batches():
+                writer.write_batch(batch)
+                chunks.append((part, (path, len(chunks))))
+    return chunks
+
+
+def read_chunks(chunks: Iterable[Chunk]) -> pa.Table:
+    """The rows of chunks as one table."""
+    batches = []
+    for path, index in chunks:
+        with paths.open_input(path, decompress=False) as file:
+            batches.append(pa.ipc.open_file(file).get_batch(index))
+    return pa.Table.from_batches(batches)
+
+
+class SpillRows(beam.DoFn):
+    """Tables to ``(part, chunk)``: rows go to files, so that no engine ever holds them between two steps.
+
+    Args:
+        folder: Where the files go.
+        contract: What the rows are.
+        key: String column whose hash chooses a row's part.
+        partitions: Number of parts.
+    """
+
+    def __init__(self, folder: str, contract: Contract, key: str, partitions: int) -> None:
+        self._folder, self._contract, self._key, self._partitions = folder, contract, key, partitions
+
+    def start_bundle(self) -> None:
+        """Starts with nothing held."""
+        self._held: dict[int, list[pa.Table]] = {}
+        self._bytes = 0
+
+    def process(self, element: pa.Table) -> Iterator[tuple[int, Chunk]]:
+        """Takes rows; writes when enough are held."""
+        table = self._contract.conform(element)
+        for part, rows in split_table(table, key=self._key, partitions=self._partitions):
+            self._held.setdefault(part, []).append(rows)
+        self._bytes += table.nbytes
+        if self._bytes >= SPILL_BYTES:
+            yield from self._flush()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        """Writes the rest."""
+        window = GlobalWindow()
+        for chunk in self._flush():
+            yield WindowedValue(chunk, window.max_timestamp(), (window,))
+
+    def _flush(self) -> list[tuple[int, Chunk]]:
+        held = sorted(self._held.items())
+        self.start_bundle()
+        return write_chunks(self._folder, held) if held else []
+
+
 def _write_part(
-    item: tuple[int, Iterable[pa.Table]], folder: str, contract: Contract, order: Sequence[str]
+    item: tuple[int, Iterable[Chunk]], folder: str, contract: Contract, order: Sequence[str]
 ) -> int:
     index, chunks = item
-    table = sorted_table((contract.conform(c) for c in chunks), order)
+    table = sorted_table([read_chunks(chunks)], order)
     return tables.write_table(paths.join(folder, tables.part_name(index)), table, contract)
+
+
+def _remove(_: int, folder: str) -> None:
+    paths.remove(folder)
 
 
 @dataclass(eq=False)
 class WriteTables(beam.PTransform[Any, Any]):
     """Writes tables as sorted ``part-*.parquet`` files; a part is a function of its rows alone.
+
+    What goes through the engine's shuffle are names of files, as a local one keeps it in memory: rows wait in
+    :data:`SPILL_FOLDER` of the folder, and a worker holds those of one part at a time.
 
     Args:
         folder: Output folder.
@@ -149,16 +233,19 @@ class WriteTables(beam.PTransform[Any, Any]):
                 raise UsageError(f"{self.contract.id} has no column {name!r} to sort or split by")
 
     def expand(self, pcoll: beam.PCollection[Any]) -> beam.PCollection[Any]:
-        """Splits, groups, sorts and writes."""
-        return (
+        """Splits, spills, groups, sorts and writes; then removes what was spilled."""
+        work = paths.join(self.folder, SPILL_FOLDER)
+        written = (
             pcoll
             | "Split"
-            >> beam.FlatMap(split_table, key=self.key, partitions=self.partitions).with_output_types(
-                tuple[int, Any]
+            >> beam.ParDo(SpillRows(work, self.contract, self.key, self.partitions)).with_output_types(
+                tuple[int, tuple[str, int]]
             )
             | "ByPart" >> beam.GroupByKey()
             | "Write" >> beam.Map(_write_part, self.folder, self.contract, self.order).with_output_types(int)
         )
+        _ = written | "AllWritten" >> beam.CombineGlobally(sum) | "Remove" >> beam.Map(_remove, work)
+        return written
 
 
 @dataclass(eq=False)
@@ -167,9 +254,11 @@ class WriteDropped(beam.PTransform[Any, Any]):
 
     Args:
         folder: The stage's output folder; rows go to its ``dropped/``.
+        partitions: Number of parts.
     """
 
     folder: str
+    partitions: int = 1
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -181,7 +270,11 @@ class WriteDropped(beam.PTransform[Any, Any]):
             | "Count" >> beam.Map(_count_reasons)
             | "Parts"
             >> WriteTables(
-                paths.join(self.folder, "dropped"), DROPPED, key="id", order=("reason", "id", "detail")
+                paths.join(self.folder, "dropped"),
+                DROPPED,
+                key="id",
+                order=("reason", "id", "detail"),
+                partitions=self.partitions,
             )
         )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pipeline.candidates import urls
 from pipeline.candidates.encoding import decode
 from pipeline.candidates.found import REASONS, Lost, Pair
 from pipeline.candidates.page import Context, language_tag, read_page
@@ -152,6 +154,17 @@ def test_absolute_urls_stay_as_they_are(path: str) -> None:
     except UrlError:
         assume(False)
     assert absolute_url(url, None) == url
+
+
+@given(
+    st.from_regex(urls._CLEAN, fullmatch=True).filter(lambda url: len(url) < 500),
+    st.sampled_from([None, PAGE]),
+)
+def test_the_short_way_for_clean_urls_changes_none(url: str, base: str | None) -> None:
+    found = absolute_url(url, base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(urls, "_CLEAN", re.compile("(?!)"))
+        assert absolute_url(url, base) == found == url
 
 
 def test_srcset_with_commas_and_nonsense() -> None:

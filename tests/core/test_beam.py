@@ -7,7 +7,8 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 
-from pipeline.core import tables
+from pipeline.core import beam as core_beam
+from pipeline.core import paths, tables
 from pipeline.core.beam import (
     WriteDropped,
     WriteTables,
@@ -16,12 +17,15 @@ from pipeline.core.beam import (
     finish_parts,
     partition_of,
     pipeline_options,
+    read_chunks,
     read_total,
     run_pipeline,
+    write_chunks,
 )
 from pipeline.core.contracts import CANDIDATES
 from pipeline.core.errors import InputError, StageFailedError, UsageError
 from pipeline.core.fakes import fake_table
+from pipeline.core.stage import OWNED, clear
 
 
 def test_the_engine_is_pinned() -> None:
@@ -72,6 +76,51 @@ def test_parts_do_not_depend_on_order_batching_or_engine(tmp_path: Path) -> None
     assert _write(tmp_path / "c", chunks, *embed) == first
     found = tables.read_files([str(tmp_path / "a" / n) for n in first])
     assert sorted(found.column("pair_id").to_pylist()) == sorted(table.column("pair_id").to_pylist())
+
+
+def test_parts_do_not_depend_on_when_rows_are_spilled_or_on_failed_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = fake_table(CANDIDATES, 60)
+    chunks = [table.slice(i, 7) for i in range(0, 60, 7)]
+    first = _write(tmp_path / "a", chunks)
+    monkeypatch.setattr(core_beam, "SPILL_BYTES", 1)
+    # What a bundle wrote before it failed stays behind: no name of it arrives.
+    (tmp_path / "b" / core_beam.SPILL_FOLDER).mkdir(parents=True)
+    write_chunks(str(tmp_path / "b" / core_beam.SPILL_FOLDER), [(0, [table])])
+    assert _write(tmp_path / "b", chunks) == first
+    assert not (tmp_path / "b" / core_beam.SPILL_FOLDER).exists()
+
+
+def test_parts_on_a_remote_file_system() -> None:
+    table = fake_table(CANDIDATES, 20)
+
+    def build(pipeline: beam.Pipeline) -> None:
+        write = WriteTables("memory://bucket/out", CANDIDATES, key="pair_id", order=("pair_id", "url"))
+        pipeline | beam.Create([table.slice(0, 9), table.slice(9)]) | write
+
+    run_pipeline(build, pipeline_options([]))
+    assert paths.list_files("memory://bucket/out") == ["memory://bucket/out/part-00000.parquet"]
+    found = tables.read_files(["memory://bucket/out/part-00000.parquet"])
+    assert found.num_rows == 20
+    assert not paths.exists(f"memory://bucket/out/{core_beam.SPILL_FOLDER}")
+
+
+def test_spilled_rows_of_a_killed_run_are_cleared(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "dropped"):
+        write_chunks(str(folder / core_beam.SPILL_FOLDER), [(0, [fake_table(CANDIDATES, 3)])])
+    clear(str(tmp_path), OWNED)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_chunks_are_read_where_they_were_written(tmp_path: Path) -> None:
+    table = CANDIDATES.conform(fake_table(CANDIDATES, 30))
+    held = [(4, [table.slice(0, 5), table.slice(5, 5)]), (7, [table.slice(10)])]
+    chunks = write_chunks(str(tmp_path), held)
+    assert [part for part, _ in chunks] == [4, 7]
+    assert read_chunks([chunks[1][1]]).equals(table.slice(10))
+    assert read_chunks([c for _, c in chunks]).equals(table)
+    assert read_chunks([c for _, c in chunks]).schema.metadata == table.schema.metadata
 
 
 def test_partitions_depend_on_the_key_alone() -> None:
