@@ -143,14 +143,16 @@ class Client:
             raise RefusedError(addresses.reason, addresses.detail)
         until = min(deadline, time.monotonic() + self.config.connect_timeout_s)
         refusal = RefusedError("connect_refused")
-        for address in addresses:
+        for i, address in enumerate(addresses):
             left = until - time.monotonic()
             if left <= 0:
                 refusal = RefusedError("connect_timeout")
                 break
+            # One that swallows everything, as IPv6 does in some networks, must leave time for the others.
+            share = min(left, max(1.0, left / (len(addresses) - i)))
             try:
                 # A literal address: nothing is resolved again between the check and the connection.
-                sock = socket.create_connection((address, target.port), timeout=left)
+                sock = socket.create_connection((address, target.port), timeout=share)
             except TimeoutError:
                 refusal = RefusedError("connect_timeout")
             except OSError as error:

@@ -51,7 +51,8 @@ class FetchConfig:
         tdmrep: Read the ``/.well-known/tdmrep.json`` of each site and heed its reservations.
         host_groups: Groups of hosts that workers take one at a time; 0 chooses from Beam's options.
         active_hosts: Hosts of a group that take turns; the next ones come as these are done.
-        fetch_threads: Requests in flight in one group of hosts.
+        fetch_threads: Requests in flight in one group of hosts; their bodies take at most so many times
+            ``max_body_bytes`` of memory.
         image_size: Pixels of the side that ``resize_mode`` names.
         resize_mode: ``keep_ratio`` makes the shortest side ``image_size`` long, ``keep_ratio_largest`` the longest;
             ``center_crop`` and ``border`` (white) make squares; ``no`` keeps the size.

@@ -13,6 +13,7 @@ from pipeline.fetch.robots import Robots
 from pipeline.fetch.tdm import Reservations
 
 CALM = 10  # successes in a row after which a gap that was widened is halved
+ROBOTS_AGE_S = 24 * 3600  # RFC 9309 §2.4
 _STUCK = frozenset({"dns_temp", "connect_timeout", "read_timeout", "deadline", "too_slow"})
 
 
@@ -44,6 +45,7 @@ class Site:
     """What one authority says about itself; ``None`` is not read yet."""
 
     robots: Robots | None = None
+    read_at: float = 0.0
     reservations: Reservations | None = None
     failures: int = 0
 
@@ -114,6 +116,13 @@ class Host:
         # The jobs of a closed host only need to be put aside.
         return 0.0 if self.closed else max(self.next_start, self.jobs[0].not_before)
 
+    def site(self, authority: str) -> Site:
+        """What an authority says, if that is known and of today."""
+        site = self.sites.get(authority)
+        if site is None or (site.robots is not None and time.monotonic() - site.read_at > ROBOTS_AGE_S):
+            site = self.sites[authority] = Site()
+        return site
+
     def rest(self, seconds: float) -> None:
         """Nothing is asked of it for so long."""
         self.next_start = max(self.next_start, time.monotonic() + seconds)
@@ -146,7 +155,7 @@ class Host:
     def obey(self, authority: str, rules: Robots) -> None:
         """Takes over the robots.txt of one of its authorities."""
         site = self.sites[authority]
-        site.robots = rules
+        site.robots, site.read_at = rules, time.monotonic()
         if rules.crawl_delay_s > self.config.crawl_delay_cap_s:
             detail = f"robots.txt asks for a gap of {rules.crawl_delay_s:g} s"
             site.robots = Robots(closed=Refusal("host_backoff", detail))

@@ -188,7 +188,7 @@ class Schedule:
             return
         reads_tdm = False
         if job.robots_for is None:
-            site = host.sites.setdefault(job.target.authority, Site())
+            site = host.site(job.target.authority)
             refusal = None if site.robots is None else site.robots.refusal(job.target)
             if refusal is not None:
                 yield from self._refuse(job, refusal)

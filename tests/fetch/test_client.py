@@ -133,6 +133,37 @@ def test_a_connection_that_is_never_accepted() -> None:
         assert reason(get(f"http://127.0.0.1:{full.getsockname()[1]}/")) == "connect_timeout"
 
 
+def test_an_address_that_swallows_everything_leaves_time_for_the_next() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as good, socket.socket() as full, socket.socket() as first:
+        port = good.getsockname()[1]
+        full.bind(("127.0.0.2", port))
+        full.listen(0)
+        first.setblocking(False)
+        second = socket.socket()
+        second.setblocking(False)
+        for other in (first, second):
+            other.connect_ex(full.getsockname())
+        time.sleep(0.05)
+
+        def serve() -> None:
+            sock, _ = good.accept()
+            with sock:
+                sock.recv(65536)
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        config = dataclasses.replace(
+            FAST, allow_address=("127.0.0.0/29",), connect_timeout_s=2.0, deadline_s=5.0, read_timeout_s=2.0
+        )
+        answer = get(
+            f"http://h.example:{port}/", config=config, resolve=lambda _h, _p: ["127.0.0.2", "127.0.0.1"]
+        )
+        assert reason(answer) is None
+        thread.join()
+        second.close()
+
+
 def drip(request: Request) -> None:
     request.send_response(200)
     request.send_header("Content-Length", "1000")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import StageFailedError
-from pipeline.fetch import robots
+from pipeline.fetch import hosts, robots
 from pipeline.fetch.client import Answer, Client
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.hosts import Host
@@ -136,12 +136,22 @@ def test_robots_txt_on_another_host_keeps_that_hosts_gap(site: Site) -> None:
     assert len(log_of(site, second)) == 8
 
 
+def test_robots_txt_is_read_again_when_it_is_a_day_old(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls = [site.url(f"/img/{i}.jpg") for i in range(3)]
+    fetch(urls)
+    assert site.hits["/robots.txt"] == 1
+    monkeypatch.setattr(hosts, "ROBOTS_AGE_S", 0.05)
+    fetch(urls, dataclasses.replace(LOOPBACK, host_gap_s=0.03, host_concurrency=1, tdmrep=False))
+    assert site.hits["/robots.txt"] >= 3
+    assert site.hits["/img/2.jpg"] == 2
+
+
 def test_two_hosts_whose_robots_txt_name_each_other(site: Site) -> None:
-    hosts = ["127.0.0.1", "127.0.0.2"]
+    two = ["127.0.0.1", "127.0.0.2"]
     site.handlers["/robots.txt"] = lambda request: request.reply(
-        b"", 302, Location=site.url("/robots.txt", hosts[request.host == hosts[0]])
+        b"", 302, Location=site.url("/robots.txt", two[request.host == two[0]])
     )
-    assert reasons(fetch([site.url("/img/1.jpg", h) for h in hosts])) == [None, None]
+    assert reasons(fetch([site.url("/img/1.jpg", h) for h in two])) == [None, None]
     assert site.hits["/robots.txt"] == 12
 
 
