@@ -28,6 +28,7 @@ STAGES: dict[str, tuple[str, str]] = {
         "what `select` would keep and cost, for several caps or a target",
     ),
     "fetch": ("pipeline.fetch.command", "download images into tar + Parquet shards"),
+    "shards drop": ("pipeline.fetch.command", "take pairs down from finished shards, by id, host or hash"),
     "dedup train": ("dedup.command", "train the near-duplicate detector"),
     "dedup embed": ("dedup.command", "embed images with the detector"),
     "dedup search": ("dedup.command", "find evaluation images' nearest training images"),

@@ -1,11 +1,11 @@
-"""``wit fetch``: flags."""
+"""``wit fetch`` and ``wit shards drop``: flags."""
 
 from __future__ import annotations
 
 import argparse
 import typing
 
-from pipeline.core.command import Command, path_list
+from pipeline.core.command import Command, Task, path_list
 from pipeline.fetch.config import FetchConfig, ResizeMode
 
 
@@ -55,7 +55,15 @@ def _arguments(made: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-COMMANDS: tuple[Command, ...] = (
+def _drop_arguments(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--shards", metavar="DIR", required=True, help="finished folder of `wit fetch`")
+    made.add_argument("--ids", metavar="FILE", help="pair ids to take down, one a line")
+    made.add_argument("--hosts", metavar="FILE", help="HOST, HOST/PATH or /PIECE whose images and pages go")
+    made.add_argument("--sha256", metavar="FILE", help="hashes of images as fetched, one a line")
+    made.add_argument("--reason", metavar="TEXT", help="why; stays in the rows and in the manifest")
+
+
+COMMANDS: tuple[Command | Task, ...] = (
     Command(
         name="fetch",
         help="Downloads the images of selected pairs, politely and safely, into tar + Parquet shards.",
@@ -64,5 +72,11 @@ COMMANDS: tuple[Command, ...] = (
         stage="pipeline.fetch.stage:run",
         table="fetch",
         beam=True,
+    ),
+    Task(
+        name="shards drop",
+        help="Takes pairs down from finished shards: their images, captions and addresses go, the reason stays.",
+        arguments=_drop_arguments,
+        main="pipeline.fetch.takedown:main",
     ),
 )

@@ -42,7 +42,7 @@ def begin(out: str, stage: str, config: Any, inputs: Sequence[str]) -> bool:
     paths.remove(paths.join(out, PREVIOUS))  # of a retry that ended and was killed while it cleaned up
     paths.make_folder(paths.join(out, PREVIOUS))
     paths.write_bytes(paths.join(out, MARKER), unfinished_marker(stage, config, described))
-    _move(out, manifest.NAME)
+    move_file(out, manifest.NAME, PREVIOUS)
     return True
 
 
@@ -54,13 +54,14 @@ def move(out: str, patterns: Iterable[str]) -> None:
     for file in paths.list_files(out):
         name = file[len(out.rstrip("/")) + 1 :]
         if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
-            _move(out, name)
+            move_file(out, name, PREVIOUS)
     paths.write_bytes(done, b"")
 
 
-def _move(out: str, name: str) -> None:
+def move_file(out: str, name: str, folder: str) -> None:
+    """Moves a file of a folder into a folder inside it."""
     fs, old = paths.filesystem(paths.join(out, name))
-    target = paths.join(out, PREVIOUS, name)
+    target = paths.join(out, folder, name)
     with paths.output_errors(out):
         paths.make_folder(target.rpartition("/")[0])
         fs.mv(old, paths.filesystem(target)[1])

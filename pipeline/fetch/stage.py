@@ -11,7 +11,6 @@ shards stay.
 
 from __future__ import annotations
 
-import json
 import sys
 import zlib
 from collections import Counter
@@ -26,12 +25,11 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
 from pipeline.core import manifest, paths, tables
 from pipeline.core.beam import LOCAL_RUNNER, engine, pipeline_options, run_pipeline, split_table
-from pipeline.core.contracts import DROPPED, PAIRS, SHARDS
+from pipeline.core.contracts import PAIRS, SHARDS
 from pipeline.core.errors import UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
 from pipeline.core.stage import RunOptions, StageResult, clear, run_stage
-from pipeline.core.tars import shard_name
 from pipeline.fetch import duplicates, ledger, retry, reuse, shards, staging, top_up
 from pipeline.fetch.client import Client
 from pipeline.fetch.config import FetchConfig
@@ -42,6 +40,7 @@ from pipeline.fetch.reuse import KnownFile, Source, known_rows, read_known
 from pipeline.fetch.schedule import Schedule
 from pipeline.fetch.shards import ShardPlan
 from pipeline.fetch.staging import DECODED, RAW, GroupStaging, indexes
+from pipeline.fetch.summary import summarise
 
 STAGE = "fetch"
 FILES = ("*.tar", "[0-9]*.parquet", "*_stats.json", f"{ledger.FOLDER}/*")
@@ -381,31 +380,3 @@ def _summary(out: str, plan: ShardPlan, rows_in: int, ran_on: str, extra: Mappin
         engine=ran_on,
         extra={"shards": listed, "rows_per_shard": plan.rows_per_shard, **extra},
     )
-
-
-def summarise(out: str, count: int) -> list[dict[str, Any]]:
-    """Counts from the shards themselves, for the manifest, and writes their failed rows once more as ``dropped/``."""
-    listed = []
-    with tables.PartWriter(paths.join(out, "dropped"), DROPPED) as dropped:
-        for shard in range(count):
-            stats = json.loads(paths.read_bytes(shards.stats_file(out, shard)))
-            listed.append(
-                {
-                    "name": shard_name(shard),
-                    "pairs": stats["count"],
-                    "rows": stats["successes"],
-                    "bytes": stats["bytes"],
-                    "sha256": stats["sha256"],
-                }
-            )
-            file = paths.join(out, f"{shard_name(shard)}.parquet")
-            for batch in tables.read_batches([file], columns=["pair_id", "error_message"]):
-                failed = [
-                    (*shards.reason_of(message), pair)
-                    for pair, message in zip(*map(pa.Array.to_pylist, batch.columns), strict=True)
-                    if message is not None
-                ]
-                dropped.write(
-                    tables.dropped_table(STAGE, [(reason, pair, detail) for reason, detail, pair in failed])
-                )
-    return listed

@@ -13,9 +13,10 @@ from PIL import Image
 
 from pipeline.cli import main
 from pipeline.core import manifest, tars
+from pipeline.core.beam import run_pipeline
 from pipeline.core.config import decisive
 from pipeline.core.fakes import jpeg, picture
-from pipeline.fetch import ledger, retry, reuse, stage
+from pipeline.fetch import ledger, retry, reuse
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.policy import RETRYABLE
 from tests.fetch.hostile import Site
@@ -127,13 +128,13 @@ def test_a_retry_killed_at_any_step_goes_on(
     fetch(pairs, tmp_path / "at-once", *more)
     asked_for(site)
     done = {"moves": 0, "pipelines": 0}
-    move, run_pipeline, clean = retry._move, stage.run_pipeline, retry.clean
+    move, clean = retry.move_file, retry.clean
 
-    def moving(out: str, name: str) -> None:
+    def moving(out: str, name: str, folder: str) -> None:
         done["moves"] += 1
         if done["moves"] in (1, 2, 6):
             raise KilledError
-        move(out, name)
+        move(out, name, folder)
 
     def running(build: Any, options: Any) -> None:
         done["pipelines"] += 1
@@ -145,8 +146,8 @@ def test_a_retry_killed_at_any_step_goes_on(
         monkeypatch.setattr(retry, "clean", clean)
         raise KilledError
 
-    monkeypatch.setattr(retry, "_move", moving)
-    monkeypatch.setattr(stage, "run_pipeline", running)
+    monkeypatch.setattr(retry, "move_file", moving)
+    monkeypatch.setattr("pipeline.fetch.stage.run_pipeline", running)
     monkeypatch.setattr(retry, "clean", cleaning)
     kills = 0
     for again in range(30):

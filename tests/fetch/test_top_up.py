@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline.cli import main
 from pipeline.core import manifest, tables
+from pipeline.core.beam import run_pipeline
 from pipeline.core.contracts import PAIRS, QUERY_COUNTS, pair_id
-from pipeline.core.fakes import fake_table
+from pipeline.core.fakes import fake_table, jpeg, picture
 from pipeline.core.stage import RunOptions, StageResult, run_stage
 from pipeline.fetch.top_up import Pool
 from pipeline.select.balance import NOT_KEPT, balance_cap, choose_cap, pair_hash, rank_of, rarest_first
@@ -183,17 +184,14 @@ def test_an_exhausted_reserve_leaves_queries_short(site: Site, tmp_path: Path) -
 def test_a_top_up_that_is_killed_and_retried_ends_the_same(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.fetch import stage
-
     urls = [site.url(f"/{'late' if i % 4 == 0 else 'img'}/{i}.jpg") for i in range(60)]
     pairs = selected(tmp_path / "pairs", WISHES, urls, cap=6)
     arguments = [*FAST, "--top-up", "--rows-per-shard", "10"]
-    picture = site.handlers  # every late picture is unavailable at first
-    for i in range(0, 60, 4):
+    for i in range(0, 60, 4):  # unavailable at first
         site.add(f"/late/{i}.jpg", status=500)
     fetch(pairs, tmp_path / "calm", *arguments)
     asked_for(site)
-    run_pipeline, calls = stage.run_pipeline, 0
+    calls = 0
 
     def running(build: Any, options: Any) -> None:
         nonlocal calls
@@ -202,14 +200,13 @@ def test_a_top_up_that_is_killed_and_retried_ends_the_same(
             raise KeyboardInterrupt
         run_pipeline(build, options)
 
-    monkeypatch.setattr(stage, "run_pipeline", running)
+    monkeypatch.setattr("pipeline.fetch.stage.run_pipeline", running)
     out = tmp_path / "out"
     statuses = [main(["fetch", "--pairs", pairs, "--out", str(out), *FLAGS, *arguments]) for _ in range(5)]
     assert statuses == [130] * 4 + [0]
     assert_same(tmp_path / "calm", out)
     monkeypatch.undo()
     for i in range(0, 60, 4):
-        del picture[f"/late/{i}.jpg"]
         site.add(f"/late/{i}.jpg", _picture(i))
     asked_for(site)
     fetch(pairs, out, *arguments, "--retry")
@@ -219,8 +216,6 @@ def test_a_top_up_that_is_killed_and_retried_ends_the_same(
 
 
 def _picture(seed: int) -> bytes:
-    from pipeline.core.fakes import jpeg, picture
-
     return jpeg(picture("red", "circle", size=64, seed=seed))
 
 
