@@ -37,6 +37,8 @@ CRASHED = "killed: crashed"
 _MODULES = {"native": "pipeline.fetch.decode_child", "img2dataset": "pipeline.fetch.img2dataset_child"}
 # The process ends itself at its deadline; this much later we end it, should it be unable to.
 _GRACE_S = 5.0
+# No page has so many images in a row that each crash a decoder: the decoder itself is broken.
+_MOST_CRASHES = 30
 _AHEAD = 3  # bodies per process that are read ahead, so that one slow image does not leave the others idle
 
 
@@ -75,7 +77,7 @@ class Decoder:
         """Yields one result per body, in order; reads only a few bodies ahead.
 
         Raises:
-            StageFailedError: The decoding process cannot be started at all.
+            StageFailedError: The decoding process cannot be started, or dies of whatever it is given.
         """
         return scored(self._decoded(bodies), self._config)
 
@@ -110,19 +112,27 @@ class DecodingProcess:
         self._config = config
         self._process: subprocess.Popen[bytes] | None = None
         self._used = self._closed = False
+        self._crashes = 0
         self._lock = threading.Lock()
 
     def answer(self, body: bytes) -> Stored | Refusal:
         """Has one image decoded.
 
         Raises:
-            StageFailedError: The process cannot be started, or this object is closed.
+            StageFailedError: The process cannot be started, dies of whatever it is given, or is closed.
         """
         used = self._process is not None and self._used
         found = self._ask(body)
         if used and isinstance(found, Refusal) and found.detail in (OUT_OF_MEMORY, CRASHED):
             self._end()
             found = self._ask(body)
+        crashed = isinstance(found, Refusal) and found.detail == CRASHED
+        self._crashes = self._crashes + 1 if crashed else 0
+        if self._crashes == _MOST_CRASHES:
+            raise StageFailedError(
+                f"the process that decodes images died of {_MOST_CRASHES} images in a row",
+                hint=f"try `python -m {_MODULES[self._config.engine]}`: what it needs may not be installed",
+            )
         return found
 
     def kill(self) -> None:
@@ -171,6 +181,8 @@ class DecodingProcess:
                     "OPENBLAS_NUM_THREADS": "1",
                     "OMP_NUM_THREADS": "1",
                     "NO_ALBUMENTATIONS_UPDATE": "1",  # it asks the network for a newer version
+                    # Arrow's own allocators reserve far more address space than they use.
+                    "ARROW_DEFAULT_MEMORY_POOL": "system",
                     # Memory is kept for the next image: giving it back and taking it again is a fifth of the time.
                     "MALLOC_TRIM_THRESHOLD_": str(64 * 2**20),
                     "MALLOC_MMAP_THRESHOLD_": str(16 * 2**20),

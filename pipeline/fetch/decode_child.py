@@ -1,7 +1,7 @@
 """The process in which images are decoded: ``python -m pipeline.fetch.decode_child``.
 
 A decoder is the one place where foreign bytes reach C code. Here it can use no more memory than it is given, no
-more time, write no file, and take nobody with it. It ends by itself when its parent does.
+more time, write no file worth the name, and take nobody with it. It ends by itself when its parent does.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def settle(parent: Parent) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + parent.config.decode_memory_mb * 2**20)
     _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_FSIZE, 0)
+    _limit(resource.RLIMIT_FSIZE, 4096)  # a semaphore is a small file
     send(parent.answers, READY)
     os.dup2(1, 2)  # until here an error should be seen; from here on libraries print what nobody can use
 

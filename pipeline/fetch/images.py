@@ -289,9 +289,10 @@ def framed(picture: Image.Image, original: tuple[int, int], config: FetchConfig)
     )
     if config.resize_mode not in ("center_crop", "border") or smaller:
         return picture
-    left, top = (side - picture.width) // 2, (side - picture.height) // 2
     if config.resize_mode == "center_crop":
-        return picture.crop((-left, -top, side - left, side - top))
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        return picture.crop((left, top, left + side, top + side))
+    left, top = (side - picture.width) // 2, (side - picture.height) // 2
     ground = Image.new(picture.mode, (side, side), "white")
     ground.paste(picture, (left, top))
     return ground
