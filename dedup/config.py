@@ -71,6 +71,10 @@ class TrainConfig:
         preset: ``resnet50`` is the paper's detector; ``small`` trains on a laptop in minutes; ``general`` is the
             shape of the detector that ships.
         pairs: Pairs (a picture and its altered copy) to train on; the paper took about 30 million pictures.
+        joined_pictures: Pictures on which the linear map over all features is solved; it changes little beyond.
+        head_pairs: Pairs of ready-made features that the head is trained on; default: 20 for each of ``pairs``.
+        whole_pairs: Pairs on which network and head are trained together at last; the network's rate then stays
+            at its peak until the head is there, and falls only in this last part.
         batch_size: Pairs in a batch [1,712]; each is compared with all others of its batch. Default: the preset's.
         learning_rate: Peak of the cosine schedule (ours; the paper gives none).
         weight_decay: AdamW's decay of weights (not of gains and biases).
@@ -80,6 +84,7 @@ class TrainConfig:
         max_images: Pictures at most; of more, those with the smallest keyed hash are taken.
         largest_px: Side to which larger pictures are shrunk before they are altered, which saves most of an
             alteration's time; 0 leaves them as they are.
+        half: Keep weights at half precision, which halves their size; arithmetic stays at single precision.
         prior: Share of an evaluation set that an audit is expected to find copied, for the calibration
             [Section 5: mean 3.2 %].
         precision: Expected precision of an audit at the calibrated threshold.
@@ -91,6 +96,9 @@ class TrainConfig:
     images: tuple[str, ...] = input_paths()
     preset: Literal["resnet50", "general", "small"] = "small"
     pairs: int = 8_000
+    joined_pictures: int = 10_000
+    head_pairs: int | None = None
+    whole_pairs: int = 0
     batch_size: int | None = None
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
@@ -99,6 +107,7 @@ class TrainConfig:
     held_out: float = 0.15
     max_images: int = 1_000_000
     largest_px: int = 0
+    half: bool = False
     prior: float = 0.032
     precision: float = 0.95
     augment: AugmentConfig = AugmentConfig()
@@ -106,9 +115,14 @@ class TrainConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "max_images", "threads"):
+        for name in ("pairs", "joined_pictures", "max_images", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        for name in ("whole_pairs", "largest_px"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, is {getattr(self, name)}")
+        if self.head_pairs is not None and self.head_pairs < 1:
+            raise ValueError(f"head_pairs must be at least 1, is {self.head_pairs}")
         if self.batch_size is not None and self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 to compare with others, is {self.batch_size}")
         for name in ("prior", "precision", "held_out"):

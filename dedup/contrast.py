@@ -21,22 +21,26 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Steps and learning rate: linear warm-up, then a cosine down to 0.
+    """Steps and learning rate: linear warm-up, then a cosine down to 0, or no fall at all.
 
     Attributes:
         steps: Batches in all.
         warmup: Batches in which the rate rises.
         peak: Highest rate.
+        falls: Whether it falls.
     """
 
     steps: int
     warmup: int
     peak: float
+    falls: bool = True
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
+        if not self.falls:
+            return self.peak
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.peak * 0.5 * (1 + math.cos(math.pi * done))
 

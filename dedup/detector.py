@@ -236,6 +236,14 @@ def decode(data: bytes) -> Image.Image:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
+def size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels that picture bytes declare; nothing is decoded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(data)) as image:
+            return image.width, image.height
+
+
 def prepare(
     image: Image.Image,
     side: int,
@@ -307,7 +315,9 @@ class Loaded:
     sha256: str
 
 
-def save(folder: str, detector: Detector, *, threshold: float | None, notes: dict[str, Any]) -> str:
+def save(
+    folder: str, detector: Detector, *, threshold: float | None, notes: dict[str, Any], half: bool = False
+) -> str:
     """Writes ``model.safetensors`` and ``config.json``; returns the detector's sha256.
 
     Args:
@@ -315,10 +325,12 @@ def save(folder: str, detector: Detector, *, threshold: float | None, notes: dic
         detector: The network.
         threshold: Calibrated similarity.
         notes: More entries for ``config.json``, as the calibration's figures.
+        half: Write weights at half precision; loading widens them again.
     """
     from safetensors.torch import save as to_bytes
 
-    state = {k: v.detach().cpu().contiguous() for k, v in detector.state_dict().items()}
+    kept = torch.float16 if half else torch.float32
+    state = {k: v.detach().cpu().to(kept).contiguous() for k, v in detector.state_dict().items()}
     weights = to_bytes(state)
     values = {
         "contract": CONTRACT,

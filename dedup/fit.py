@@ -21,12 +21,11 @@ from dedup.detector import PRESETS, Detector, prepare
 from pipeline.core.progress import Progress
 
 BATCH_SIZES = {"resnet50": 1712, "general": 128, "small": 64}
-# More pictures than this change the linear map no more.
-JOINED_PICTURES = 10_000
 # Altered copies of each picture that map and head are fitted on; the map's scatter needs fewer.
 COPIES, SCATTER_COPIES = 5, 3
 # The head sees its features ready-made, so it can see many more pairs than the network.
 HEAD_PAIRS_PER_PAIR, HEAD_BATCH, HEAD_RATE, HEAD_DECAY = 20, 256, 2e-3, 0.1
+WHOLE_RATE = 1e-3
 Prepare = Callable[[Image.Image], np.ndarray]
 
 
@@ -75,7 +74,13 @@ def fit(
     detector = Detector(PRESETS[config.preset])
     batch_size = min(config.batch_size or BATCH_SIZES[config.preset], len(known))
     steps = max(1, math.ceil(config.pairs / batch_size))
-    schedule = Schedule(steps=steps, warmup=math.ceil(steps * config.warmup_share), peak=config.learning_rate)
+    joined = bool(detector.architecture.joined)
+    schedule = Schedule(
+        steps=steps,
+        warmup=math.ceil(steps * config.warmup_share),
+        peak=config.learning_rate,
+        falls=not (joined and config.whole_pairs),
+    )
     detector.train()
     with Progress("dedup train: network", total=steps, unit="batches", quiet=quiet) as progress:
         lines = optimise(
@@ -87,23 +92,35 @@ def fit(
             weight_decay=config.weight_decay,
             progress=progress,
         )
-    if detector.architecture.joined:
-        lines += fit_joined(config, detector, pictures, known[:JOINED_PICTURES], quiet=quiet)
+    if joined:
+        # Spread over all of them: they lie in the order of their sources.
+        places = np.unique(np.linspace(0, len(known) - 1, config.joined_pictures).astype(np.int64))
+        lines += fit_joined(config, detector, pictures, known[places], quiet=quiet)
+    if joined and config.whole_pairs:
+        lines += fit_whole(config, detector, pictures, known, batch_size, quiet=quiet)
     detector.eval()
     return detector, lines
 
 
 def _picture_batches(
-    config: TrainConfig, pictures: Collection, known: np.ndarray, batch_size: int, steps: int
+    config: TrainConfig,
+    pictures: Collection,
+    known: np.ndarray,
+    batch_size: int,
+    steps: int,
+    *,
+    joined: bool = False,
+    first_step: int = 0,
 ) -> Iterator[Batch]:
-    """Two views of each picture as uint8 [B, 3, S, S]; the next batch is made while one is used."""
-    draw = np.random.default_rng(config.seed)
+    """Two views of each picture as uint8 [B, 3 or 6, S, S]; the next batch is made while one is used."""
+    draw = np.random.default_rng(config.seed + first_step)
     thumbnails = pictures.thumbnails[known]
-    prepared = partial(prepare, side=PRESETS[config.preset].image_px)
+    prepared = partial(prepare, side=PRESETS[config.preset].image_px, joined=joined)
 
     def make(step: int) -> Batch:
         chosen = known[draw_batch(thumbnails, batch_size, config.neighbour_share, draw)]
-        seeds = [keyed_hash(f"{step} {place}".encode(), config.seed) for place in range(len(chosen))]
+        names = [f"{first_step + step} {place}".encode() for place in range(len(chosen))]
+        seeds = [keyed_hash(name, config.seed) for name in names]
         first = views(pictures, chosen, [s if s % 2 else None for s in seeds], prepared, config.augment)
         second = views(pictures, chosen, [s + 1 for s in seeds], prepared, config.augment)
         return torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(pictures.groups[chosen])
@@ -135,7 +152,7 @@ def fit_joined(
     detector.get_buffer("projection").copy_(torch.from_numpy(projection))
     with torch.inference_mode():
         joined = np.stack([detector.project(torch.from_numpy(x.astype(np.float32))).numpy() for x in made])
-    steps = math.ceil(config.pairs * HEAD_PAIRS_PER_PAIR / HEAD_BATCH)
+    steps = math.ceil((config.head_pairs or config.pairs * HEAD_PAIRS_PER_PAIR) / HEAD_BATCH)
     schedule = Schedule(steps=steps, warmup=10, peak=HEAD_RATE)
     with Progress("dedup train: head", total=steps, unit="batches", quiet=quiet) as progress:
         return optimise(
@@ -145,6 +162,31 @@ def fit_joined(
             _joined_batches(config, joined, pictures.groups[known], steps),
             schedule,
             weight_decay=HEAD_DECAY,
+            progress=progress,
+        )
+
+
+def fit_whole(
+    config: TrainConfig,
+    detector: Detector,
+    pictures: Collection,
+    known: np.ndarray,
+    batch_size: int,
+    *,
+    quiet: bool,
+) -> list[dict[str, object]]:
+    """Trains network and head together on one look at each picture; the linear map between them stays."""
+    steps = math.ceil(config.whole_pairs / batch_size)
+    before = math.ceil(config.pairs / batch_size)
+    schedule = Schedule(steps=steps, warmup=math.ceil(steps * config.warmup_share), peak=WHOLE_RATE)
+    with Progress("dedup train: whole", total=steps, unit="batches", quiet=quiet) as progress:
+        return optimise(
+            "whole",
+            detector,
+            detector,
+            _picture_batches(config, pictures, known, batch_size, steps, joined=True, first_step=before),
+            schedule,
+            weight_decay=config.weight_decay,
             progress=progress,
         )
 

@@ -72,6 +72,8 @@ def train(config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, quie
                 found=f"{len(pictures)} readable of {pictures.read}",
             )
         detector, lines = fit(config, pictures, known, quiet=quiet)
+        if config.half:
+            detector.half().float()  # calibrated as it will be loaded
         with Progress(f"{STAGE}: calibrating", unit="pictures", quiet=quiet):
             clean, altered = held_out_embeddings(config, detector, pictures, held_out)
         calibration = calibrate(config, pictures, held_out, clean, altered)
@@ -80,7 +82,7 @@ def train(config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, quie
         text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
         paths.write_bytes(paths.join(out, METRICS), text.encode())
         notes = {"calibration": asdict(calibration), "preset": config.preset, "temperature": TEMPERATURE}
-        sha256 = save(out, detector, threshold=calibration.threshold, notes=notes)
+        sha256 = save(out, detector, threshold=calibration.threshold, notes=notes, half=config.half)
         lost = tables.dropped_table(STAGE, [(UNREADABLE, x.id, x.detail) for x in pictures.lost])
         if pictures.lost:
             tables.write_table(paths.join(out, "dropped", tables.part_name(0)), lost, DROPPED)
