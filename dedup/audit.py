@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import TypeVar
 
 from dedup import embed, images, report, search
@@ -31,7 +32,7 @@ def run(config: AuditConfig, out: str, options: RunOptions) -> Manifest | None:
     def body(folder: str) -> StageResult:
         return audit(config, folder, options)
 
-    return run_stage(
+    made = run_stage(
         body,
         stage=STAGE,
         contract=report.CONTRACT,
@@ -39,9 +40,14 @@ def run(config: AuditConfig, out: str, options: RunOptions) -> Manifest | None:
         inputs=inputs,
         out=out,
         options=options,
-        owned=(f"{TRAIN}/*", f"{EVAL}/*", f"{NEIGHBOURS}/*", report.OVERLAP_JSON, report.OVERLAP_HTML),
+        # The parts look after their own folders: other thresholds or predictions must not cost a new embedding.
+        owned=(report.OVERLAP_JSON, report.OVERLAP_HTML),
         resumable=True,
     )
+    if made is not None and not config.thresholds and not options.quiet:
+        neighbours = paths.join(out, NEIGHBOURS)
+        print(f"  look at the pairs: wit dedup review --neighbours {neighbours}", file=sys.stderr)  # noqa: T201
+    return made
 
 
 def _check_names(config: AuditConfig) -> None:

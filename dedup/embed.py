@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
+from dedup import confounders, images
 from dedup import detector as detectors
-from dedup import images
 from dedup.collection import UNREADABLE
 from dedup.config import EmbedConfig
-from dedup.detector import Loaded, decode, looks
+from dedup.detector import Loaded, decode, looks, size
 from pipeline.core import beam as stages
 from pipeline.core import paths, tables
 from pipeline.core.contracts import EMBEDDINGS, Contract
@@ -30,6 +31,8 @@ from pipeline.core.stage import RunOptions, StageResult, run_stage
 STAGE = "dedup embed"
 MISSING = "missing-image"
 REASONS = (UNREADABLE, MISSING)
+# A trained detector as `wit dedup train` writes it, or nothing.
+SHIPPED = resources.files("dedup").joinpath("default")
 ROWS_PER_PART = 100_000
 _TOTAL = "rows-in.tmp"
 
@@ -43,17 +46,20 @@ def embeddings_contract(dimension: int) -> Contract:
 
 
 def require_detector(folder: str | None) -> str:
-    """The detector's folder.
+    """The detector's folder: the one given, else the trained one that ships in ``dedup/default/``.
 
     Raises:
-        UsageError: None was given; no trained one ships.
+        UsageError: None was given and none ships with this installation.
     """
-    if folder is None:
+    if folder is not None:
+        return folder
+    shipped = str(SHIPPED)
+    if not paths.exists(paths.join(shipped, detectors.WEIGHTS)):
         raise UsageError(
-            "no detector given",
+            "no detector given, and none ships with this installation",
             hint="train one with `wit dedup train --images PATH --out DIR` and pass --detector DIR",
         )
-    return folder
+    return shipped
 
 
 def run(config: EmbedConfig, out: str, options: RunOptions) -> Manifest | None:
@@ -179,6 +185,7 @@ def embed_batch(
     architecture = loaded.detector.architecture
     kept: list[images.Picture] = []
     pixels: list[np.ndarray] = []
+    sizes: list[tuple[int, int]] = []
     lost: list[tuple[str, str, str | None]] = []
     for picture in batch:
         if picture.data is None:
@@ -186,6 +193,7 @@ def embed_batch(
             continue
         try:
             pixels.append(looks(decode(picture.data), architecture))
+            sizes.append(size(picture.data))
         except ValueError as error:
             lost.append((UNREADABLE, picture.id, str(error)))
             continue
@@ -205,6 +213,10 @@ def embed_batch(
             "dataset": pa.array([dataset] * len(kept), pa.string()),
             "label": pa.array([p.label for p in kept], pa.string()),
             "embedding": vectors_to_arrow(found),
+            # What the report needs to tell blank and tiny pictures from copies.
+            "width": pa.array([width for width, _ in sizes], pa.int32()),
+            "height": pa.array([height for _, height in sizes], pa.int32()),
+            "spread": pa.array([confounders.spread(p[:3].mean(axis=0)) for p in pixels], pa.float32()),
         }
     )
     return contract.conform(table), lost

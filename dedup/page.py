@@ -1,55 +1,59 @@
-"""The overlap report as one self-contained page: table, Figure 17's two panels, similarities, top pairs."""
+"""The overlap report as one self-contained page: results, Figure 17's panels, similarities, confounders, pairs."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
-WIDTH, HEIGHT, MARGIN = 440, 280, 48
+from pipeline.core import charts
+from pipeline.core.charts import Axis, Interval, Marker, Point
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2733; --soft: #66727f; --line: #d9dfe5; --mark: #b4451f;
-  --calm: #2f6f9f; --ground: #fff; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaee; --soft: #9aa5b1; --line: #37424d;
-  --mark: #f08a5d; --calm: #7fb8e0; --ground: #14191f; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
-  max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
-p, .soft { color: var(--soft); } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { font-weight: 600; } th:first-child, td:first-child, td.id { text-align: left; }
-td.id { font-family: ui-monospace, monospace; font-size: .85rem; max-width: 24rem; overflow: hidden;
-  text-overflow: ellipsis; }
-.panels { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure { margin: 0; }
-figcaption { color: var(--soft); font-size: .9rem; max-width: 27rem; }
-svg { max-width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
-.axis { stroke: var(--line); } .zero { stroke: var(--soft); stroke-dasharray: 3 3; }
-.dot { fill: var(--calm); } .bar { fill: var(--calm); } .hot { fill: var(--mark); }
-.whisker { stroke: var(--calm); } .limit { stroke: var(--mark); stroke-width: 1.5; }
-"""
+# Not even a hostile name that slipped through could load or run anything.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+# How far around the threshold the second histogram looks.
+_AROUND = 0.12
 
 
 def overlap_page(summary: Mapping[str, Any]) -> str:
     """The whole page from the values of ``overlap.json``; everything that came from outside is escaped."""
     datasets: Mapping[str, Mapping[str, Any]] = summary["datasets"]
-    unreviewed = [name for name, d in datasets.items() if not d["reviewed"]]
-    note = ""
-    if unreviewed:
-        note = (
-            "<p>Not reviewed by a person: the detector's own calibrated threshold stands for "
-            f"{_text(', '.join(unreviewed))}.</p>"
-        )
     sections = "".join(_dataset(name, d) for name, d in datasets.items())
+    style = charts.STYLE + resources.files("dedup").joinpath("page.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Overlap report</title>'
-        f"<style>{STYLE}</style><body><h1>Overlap with the training set</h1>"
-        "<p>Overlap: evaluation pictures whose nearest training picture is at or above the threshold. "
-        "Clean: the others. All: both.</p>"
-        f"{note}{_table(summary)}{_figure(summary)}{sections}</body></html>\n"
+        f"<style>{style}</style><body><header><p class='over'>Overlap report</p>"
+        f"<h1>{_headline(datasets)}</h1>"
+        "<p class='soft'>Overlap: evaluation pictures whose nearest training picture is at or above the threshold. "
+        f"Clean: the others. All: both.</p>{_notes(datasets)}</header>"
+        f"<main>{_table(summary)}{_figure(summary)}{sections}</main></body></html>\n"
     )
+
+
+def _headline(datasets: Mapping[str, Mapping[str, Any]]) -> str:
+    found, total = (sum(d[key] for d in datasets.values()) for key in ("n_overlap", "n_all"))
+    sets = f"{len(datasets)} data sets" if len(datasets) != 1 else _text(next(iter(datasets)))
+    return f"{found:,} of {total:,} evaluation pictures of {sets} were found in the training set"
+
+
+def _notes(datasets: Mapping[str, Mapping[str, Any]]) -> str:
+    notes = []
+    unreviewed = [name for name, d in datasets.items() if not d["reviewed"]]
+    if unreviewed:
+        notes.append(
+            f"Not reviewed by a person: the detector's own calibrated threshold stands for "
+            f"{_text(', '.join(unreviewed))}. Look at the pairs with <code>wit dedup review</code>."
+        )
+    silent = [name for name, d in datasets.items() if not d["predictions"]]
+    if silent:
+        notes.append(
+            f"No predictions were given of {_text(', '.join(silent))}: pairs and contamination only. Accuracies need a "
+            "model's answers (<code>--predictions</code>, a table of eval_dataset, eval_id, correct)."
+        )
+    return "".join(f'<p class="note">{note}</p>' for note in notes)
 
 
 def _text(value: object) -> str:
@@ -70,17 +74,18 @@ def _p(value: float | None) -> str:
 
 def _table(summary: Mapping[str, Any]) -> str:
     heads = (
-        "data set", "pictures", "overlap", "contamination", "All", "Clean", "Overlap",
-        f"{100 * summary['confidence']:g}% interval", "All − Clean, points", "p", "Fisher p", "significant",
+        "data set", "pictures", "overlap", "contami-<wbr>nation", "All", "Clean", "Overlap",
+        f"{100 * summary['confidence']:g}% interval", "All − Clean, points", "p", "Fisher p", "signifi-<wbr>cant",
         "detectable gain", "threshold",
     )  # fmt: skip
     rows = "".join(_row(name, d) for name, d in summary["datasets"].items())
     family, alpha = summary["bonferroni_datasets"], summary["alpha"]
     return (
-        f'<h2>Results</h2><div class="scroll"><table><tr>{"".join(f"<th>{h}</th>" for h in heads)}</tr>{rows}'
-        f"</table></div><p>p: one-tailed binomial test of Overlap's accuracy with Clean's as null. Significant "
-        f"below {alpha:g}; “corrected” below {alpha / family:.3g} (Bonferroni over {family}). Detectable gain: the "
-        "smallest gain on Overlap that the corrected test would find with 80% power.</p>"
+        f'<h2>Results</h2><div class="panel"><div class="scroll"><table><tr>'
+        f"{''.join(f'<th>{h}</th>' for h in heads)}</tr>{rows}"
+        f"</table></div></div><p class='soft'>p: one-tailed binomial test of Overlap's accuracy with Clean's as null. "
+        f"Significant below {alpha:g}; “corrected” below {alpha / family:.3g} (Bonferroni over {family}). Detectable "
+        "gain: the smallest gain on Overlap that the corrected test would find with 80% power. *: not reviewed.</p>"
     )
 
 
@@ -101,98 +106,182 @@ def _row(name: str, d: Mapping[str, Any]) -> str:
 def _figure(summary: Mapping[str, Any]) -> str:
     left, right = [], []
     for name, d in summary["datasets"].items():
+        x = 100 * (d["contamination"] or 0)
         if d["all_minus_clean"] is not None:
-            right.append((name, d["contamination"], d["all_minus_clean"], None))
+            told = f"{name}: {x:.2f}% overlap, {_points(d['all_minus_clean'])} points"
+            right.append(Point(name=name, x=x, y=100 * d["all_minus_clean"], told=told))
         if d["overlap_minus_clean"] is not None:
-            ends = (d["ci_low"] - d["acc_clean"], d["ci_high"] - d["acc_clean"])
-            left.append((name, d["contamination"], d["overlap_minus_clean"], ends))
+            low, high = (100 * (d[end] - d["acc_clean"]) for end in ("ci_low", "ci_high"))
+            told = f"{name}: {x:.2f}% overlap, {_points(d['overlap_minus_clean'])} points"
+            left.append(
+                Point(name=name, x=x, y=100 * d["overlap_minus_clean"], low=low, high=high, told=told)
+            )
     if not right:
-        return "<p>No predictions were given: contamination only.</p>"
+        return ""
     confidence = f"{100 * summary['confidence']:g}%"
-    return (
-        '<h2>Accuracy difference against overlap</h2><div class="panels">'
-        + _scatter(left, f"Overlap − Clean in points, with {confidence} Clopper-Pearson intervals.")
-        + _scatter(right, "All − Clean in points: what the overlap adds to the reported accuracy.")
-        + "</div>"
-    )
+    x_axis = Axis(label="share of the data set that overlaps, percent", low=0)
+    drawn = (
+        charts.scatter_chart(
+            left, title="Overlap − Clean", x=x_axis, y=Axis(label="difference in accuracy, points"),
+            note=f"Whiskers: {confidence} Clopper-Pearson interval of Overlap's accuracy. Above nought: more often "
+            "right on what was in the training set.",
+        ),
+        charts.scatter_chart(
+            right, title="All − Clean", x=x_axis, y=Axis(label="difference in accuracy, points"),
+            note="What the overlap adds to the reported accuracy.",
+        ),
+    )  # fmt: skip
+    return f"<h2>Accuracy difference against overlap</h2>{_panels(drawn)}"
 
 
-Point = tuple[str, float, float, tuple[float, float] | None]
-
-
-def _scatter(points: Sequence[Point], caption: str) -> str:
-    ends = [v for _, _, y, w in points for v in (y, *(w or ()))]
-    high = max([0.01, *(abs(v) for v in ends)]) * 1.1
-    right = max([0.01, *(x for _, x, _, _ in points)]) * 1.1
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = MARGIN + (WIDTH - MARGIN - 12) * x / right
-        return across, 12 + (HEIGHT - 12 - MARGIN) * (high - y) / (2 * high)
-
-    marks = []
-    for name, x, y, whisker in points:
-        px, py = place(x, y)
-        if whisker is not None:
-            tops = [place(x, v)[1] for v in whisker]
-            marks.append(f'<path class="whisker" d="M{px:.1f} {tops[0]:.1f}V{tops[1]:.1f}"/>')
-        title = f"{name}: {_percent(x, 2)} overlap, {_points(y)} points"
-        marks.append(
-            f'<circle class="dot" cx="{px:.1f}" cy="{py:.1f}" r="4"><title>{_text(title)}</title></circle>'
-        )
-    middle = place(0, 0)[1]
-    return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">'
-        f'<path class="axis" d="M{MARGIN} 12V{HEIGHT - MARGIN}H{WIDTH - 12}" fill="none"/>'
-        f'<path class="zero" d="M{MARGIN} {middle:.1f}H{WIDTH - 12}"/>'
-        f'<text x="{MARGIN - 6}" y="20" text-anchor="end">{100 * high:+.1f}</text>'
-        f'<text x="{MARGIN - 6}" y="{middle + 4:.1f}" text-anchor="end">0</text>'
-        f'<text x="{MARGIN - 6}" y="{HEIGHT - MARGIN}" text-anchor="end">{-100 * high:+.1f}</text>'
-        f'<text x="{MARGIN}" y="{HEIGHT - MARGIN + 18}">0%</text>'
-        f'<text x="{WIDTH - 12}" y="{HEIGHT - MARGIN + 18}" text-anchor="end">{100 * right:.1f}% overlap</text>'
-        f"{''.join(marks)}</svg><figcaption>{caption}</figcaption></figure>"
-    )
+def _panels(drawn: Sequence[str]) -> str:
+    return f'<div class="two">{"".join(f"<div class=panel>{one}</div>" for one in drawn if one)}</div>'
 
 
 def _dataset(name: str, d: Mapping[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td class='id'>{_text(p['eval_id'])}</td><td class='id'>{_text(p['pair_id'])}</td>"
-        f"<td>{p['similarity']:.4f}</td><td>{'overlap' if p['overlap'] else 'clean'}</td></tr>"
-        for p in d["pairs"]
+    tiles = [
+        (f"{d['n_overlap']:,}", f"of {d['n_all']:,} pictures overlap"),
+        (_percent(d["contamination"], 2), "contamination"),
+    ]
+    if d["acc_all"] is not None:
+        tiles += [
+            (_percent(d["acc_all"]), "accuracy on All"),
+            (_points(d["all_minus_clean"]), "All − Clean, points"),
+        ]
+    boxes = "".join(f"<div><b>{value}</b><span>{label}</span></div>" for value, label in tiles)
+    drawn = (
+        *_histograms(d),
+        _accuracies(d),
+        _confounders(d),
+        _classes(d["confounders"]["classes"], d["acc_clean"]),
     )
+    return f'<h2>{_text(name)}</h2><div class="tiles">{boxes}</div>{_review(d)}{_panels(drawn)}{_pairs(d["pairs"])}'
+
+
+def _review(d: Mapping[str, Any]) -> str:
+    review = d.get("review")
+    if not review:
+        return ""
+    expected = ""
+    if review.get("precision") and review.get("recall"):
+        precision, recall = review["precision"], review["recall"]
+        expected = (
+            f" Expected precision {_percent(precision[0])} ({_percent(precision[1])} to {_percent(precision[2])}), "
+            f"recall {_percent(recall[0])} ({_percent(recall[1])} to {_percent(recall[2])})."
+        )
+    labels = int(review.get("same") or 0) + int(review.get("different") or 0)
     return (
-        f"<h2>{_text(name)}</h2>{_histogram(d['histogram'], d['threshold'])}"
-        f"<details><summary>Most similar pairs</summary><div class='scroll'><table><tr><th>evaluation picture</th>"
-        f"<th>training pair</th><th>similarity</th><th></th></tr>{rows}</table></div></details>"
+        f"<p>Threshold {d['threshold']:.4f} set by {_text(review.get('by'))} on {_text(str(review.get('at'))[:10])} "
+        f"after {labels} labelled pairs.{expected}</p>"
     )
 
 
-def _histogram(made: Mapping[str, Sequence[float]], threshold: float) -> str:
-    edges, counts = made["edges"], made["counts"]
-    low, high, most = edges[0], edges[-1], max([1, *counts])
-    width, height = 640, 180
+def _histograms(d: Mapping[str, Any]) -> tuple[str, str]:
+    edges, counts = d["histogram"]["edges"], d["histogram"]["counts"]
+    middles = {(a + b) / 2: n for a, b, n in zip(edges, edges[1:], counts, strict=False)}
+    axis = "similarity to the nearest training picture"
+    marker = [Marker(d["threshold"], f"threshold {d['threshold']:.3f}")]
+    low = max(edges[0], d["threshold"] - _AROUND)
+    near = {v: n for v, n in middles.items() if v >= low}
+    return (
+        charts.histogram(
+            middles, title="All pictures", x=Axis(label=axis, high=1.0), y_label="evaluation pictures", bins=40,
+            markers=marker,
+        ),
+        charts.histogram(
+            near, title="Around the threshold", x=Axis(label=axis, low=low, high=1.0), y_label="evaluation pictures",
+            bins=30, markers=marker,
+        ),
+    )  # fmt: skip
 
-    def across(value: float) -> float:
-        return 12 + (width - 24) * (value - low) / (high - low)
 
-    bars = []
-    for start, end, count in zip(edges[:-1], edges[1:], counts, strict=True):
-        if count:
-            # The square root keeps a few copies visible beside thousands of others.
-            tall = max(2.0, (height - 50) * (count / most) ** 0.5)
-            kind = "hot" if start >= threshold else "bar"
-            bars.append(
-                f'<rect class="{kind}" x="{across(start):.1f}" y="{height - 30 - tall:.1f}" '
-                f'width="{max(1.0, across(end) - across(start) - 1):.1f}" height="{tall:.1f}">'
-                f"<title>{start:.2f} to {end:.2f}: {count:,}</title></rect>"
+def _accuracies(d: Mapping[str, Any]) -> str:
+    if d["acc_overlap"] is None:
+        return ""
+    shift = d["confounders"]["classes"] or {}
+    rows = [
+        Interval(
+            label="Overlap",
+            value=d["acc_overlap"],
+            low=d["ci_low"],
+            high=d["ci_high"],
+            reference=d["acc_clean"],
+        )
+    ]
+    if shift.get("acc_clean_reweighted") is not None:
+        rows.append(
+            Interval(
+                label="Overlap, classes even", value=d["acc_overlap"], low=d["ci_low"], high=d["ci_high"],
+                reference=shift["acc_clean_reweighted"],
             )
-    limit = across(min(max(threshold, low), high))
+        )  # fmt: skip
+    return charts.interval_chart(
+        rows, title="Accuracy on Overlap beside Clean's", x=Axis(label="accuracy", percent=True),
+        value_name="Overlap with its interval", reference_name="Clean",
+    )  # fmt: skip
+
+
+def _confounders(d: Mapping[str, Any]) -> str:
+    flags, without = d["confounders"]["flags"], d["confounders"]["without"]
+    if not flags:
+        return ""
+    told = {"near-uniform": "blank or near-uniform", "tiny": "tiny (32 pixels or less)"}
+    lines = [
+        f"<li>{told[name]}: {_share(n['n_overlap'], d['n_overlap'])} of Overlap, {_share(n['n_clean'], d['n_clean'])} "
+        "of Clean</li>"
+        for name, n in flags.items()
+    ]
+    if without is None:
+        after = "<p>No picture is flagged: the result stands as it is.</p>"
+    else:
+        rest = f"{without['n_overlap']:,} of {without['n_all']:,} overlap ({_percent(without['contamination'], 2)})"
+        if without["all_minus_clean"] is not None:
+            rest += f", All − Clean {_points(without['all_minus_clean'])} points, p {_p(without['p_value'])}"
+        after = f"<p>Without the flagged pictures: {rest}.</p>"
+    return f"<h3>What may be alike for another reason</h3><ul>{''.join(lines)}</ul>{after}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({_percent(part / whole if whole else 0)})"
+
+
+def _classes(shift: Mapping[str, Any] | None, acc_clean: float | None) -> str:
+    if shift is None:
+        return ""
+    rows = "".join(
+        f"<tr><td>{_text(c['label'])}</td><td>{c['n_overlap']:,}</td><td>{c['n_clean']:,}</td></tr>"
+        for c in shift["largest"]
+    )
+    verdict = "more than chance would" if shift["p_value"] < 0.05 else "no more than chance would"
+    single = ""
+    if shift["single_class"] is not None:
+        single = f" <b>All of Overlap is of one class, {_text(shift['single_class'])}.</b>"
+    even = ""
+    if shift["acc_clean_reweighted"] is not None:
+        even = (
+            f"<p>With Overlap's classes Clean's accuracy would be {_percent(shift['acc_clean_reweighted'])} instead of "
+            f"{_percent(acc_clean)} (of the {shift['n_reweighted']:,} pictures of Overlap whose class Clean has).</p>"
+        )
     return (
-        f'<figure><svg viewBox="0 0 {width} {height}" width="{width}" role="img">{"".join(bars)}'
-        f'<path class="limit" d="M{limit:.1f} 14V{height - 30}"/>'
-        f'<text x="{limit - 4:.1f}" y="20" text-anchor="end">threshold {threshold:.4f}</text>'
-        f'<path class="axis" d="M12 {height - 30}H{width - 12}"/>'
-        f'<text x="12" y="{height - 12}">{low:.2f}</text>'
-        f'<text x="{width - 12}" y="{height - 12}" text-anchor="end">{high:.2f}</text></svg>'
-        "<figcaption>Similarity of each evaluation picture to its nearest training picture "
-        "(heights by square root).</figcaption></figure>"
+        "<h3>Classes of Overlap and Clean</h3>"
+        f"<p>They differ {verdict}: {_percent(shift['distance'])} of Overlap would have to change class, "
+        f"{_percent(shift['expected_distance'])} if the overlap were random (p {_p(shift['p_value'])}). Overlap has "
+        f"{shift['classes_overlap']:,} of {shift['classes']:,} classes.{single}</p>{even}"
+        f"<details><summary>Classes that differ most</summary><div class='scroll'><table><tr><th>class</th>"
+        f"<th>Overlap</th><th>Clean</th></tr>{rows}</table></div></details>"
+    )
+
+
+def _pairs(pairs: Sequence[Mapping[str, Any]]) -> str:
+    last = max((i for i, p in enumerate(pairs) if p["overlap"]), default=-1)
+    rows = "".join(
+        f"<tr{' class=limit' if i == last else ''}><td class='id'>{_text(p['eval_id'])}</td>"
+        f"<td class='id'>{_text(p['pair_id'])}</td>"
+        f"<td>{p['similarity']:.4f}</td><td>{'overlap' if p['overlap'] else 'clean'}</td></tr>"
+        for i, p in enumerate(pairs)
+    )
+    return (
+        f"<details><summary>Most similar pairs</summary><div class='panel scroll'><table><tr>"
+        f"<th>evaluation picture</th><th>training pair</th><th>similarity</th><th></th></tr>{rows}"
+        "</table></div></details>"
     )

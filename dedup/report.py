@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from dedup import page
+from dedup import confounders, page
 from dedup.config import ReportConfig
+from dedup.confounders import Facts
+from dedup.predictions import read_predictions
+from dedup.review.labels import read_reviews
 from dedup.statistics import Counts, bonferroni_family, corrected, outcome
 from pipeline.core import manifest, paths, tables
-from pipeline.core.contracts import DROPPED, NEIGHBOURS, PREDICTIONS
-from pipeline.core.errors import ContractError, InputError, UsageError
+from pipeline.core.contracts import DROPPED, NEIGHBOURS
+from pipeline.core.errors import InputError, UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.stage import RunOptions, StageResult, run_stage
 
@@ -37,11 +39,13 @@ class Best:
         ids: Evaluation ids.
         pair_ids: Ids of the nearest training pictures.
         similarity: float64 [N].
+        facts: What is known of the evaluation pictures; ``None`` if the search carried nothing along.
     """
 
     ids: tuple[str, ...]
     pair_ids: tuple[str, ...]
     similarity: np.ndarray
+    facts: Facts | None = None
 
 
 def run(config: ReportConfig, out: str, options: RunOptions) -> Manifest | None:
@@ -75,6 +79,7 @@ def write_report(config: ReportConfig, out: str) -> StageResult:
     _check_names(found, predictions)
     lost: list[tuple[str, str, str | None]] = []
     reports, outcomes, unmatched = [], [], 0
+    reviews = read_reviews(config.thresholds, thresholds) if config.thresholds else {}
     for name in sorted(found):
         best, answers = found[name], predictions.get(name)
         if answers is not None:
@@ -92,9 +97,11 @@ def write_report(config: ReportConfig, out: str) -> StageResult:
             **asdict(one),
             "threshold": thresholds[name],
             "reviewed": name in reviewed,
+            "review": reviews.get(name),
             "predictions": name in predictions,
             "histogram": histogram(best.similarity),
             "pairs": top_pairs(best, thresholds[name]),
+            "confounders": confounded(best, thresholds[name], predictions.get(name), config),
         }
         for (name, best), one in zip(reports, outcomes, strict=True)
     }
@@ -130,26 +137,46 @@ def best_matches(folder: str) -> dict[str, Best]:
     Raises:
         InputError: There is no evaluation picture, or a similarity is not a number.
     """
-    rows: dict[str, list[tuple[str, str, float]]] = {}
-    columns = ["eval_dataset", "eval_id", "rank", "pair_id", "similarity"]
-    for batch in tables.read_batches(tables.part_files(folder, NEIGHBOURS), columns=columns):
+    files = tables.part_files(folder, NEIGHBOURS)
+    columns = ["eval_dataset", "eval_id", "pair_id", "similarity"]
+    carried = [f"eval_{name}" for name in ("label", "width", "height", "spread")]
+    if not set(carried) <= set(tables.read_schema(files[0]).names if files else ()):
+        carried = []
+    held = []
+    for batch in tables.read_batches(files, columns=[*columns, "rank", *carried]):
         table = pa.Table.from_batches([batch])
-        names, ids, ranks, pairs, values = (table.column(c).to_pylist() for c in columns)
-        for name, key, rank, pair, value in zip(names, ids, ranks, pairs, values, strict=True):
-            if rank == 0:
-                rows.setdefault(name, []).append((key, pair, value))
-    if not rows:
+        held.append(table.filter(pc.equal(table.column("rank"), 0)))
+    first = (
+        pa.concat_tables(held).sort_by([("eval_dataset", "ascending"), ("eval_id", "ascending")])
+        if held
+        else None
+    )
+    if first is None or not first.num_rows:
         raise InputError(
             "no neighbours to report on", where=folder, hint="the training or evaluation side is empty"
         )
     found = {}
-    for name, listed in rows.items():
-        keys, pairs, values = zip(*sorted(listed), strict=True)
-        similarity = np.array(values, np.float64)
+    for name in sorted(set(first.column("eval_dataset").to_pylist())):
+        part = first.filter(pc.equal(first.column("eval_dataset"), name))
+        similarity = part.column("similarity").to_numpy().astype(np.float64)
         if not np.isfinite(similarity).all():
             raise InputError("a similarity is not a number", where=f"{folder}, data set {name!r}")
-        found[name] = Best(ids=tuple(keys), pair_ids=tuple(pairs), similarity=similarity)
+        found[name] = Best(
+            ids=tuple(part.column("eval_id").to_pylist()),
+            pair_ids=tuple(part.column("pair_id").to_pylist()),
+            similarity=similarity,
+            facts=_facts(part) if carried else None,
+        )
     return found
+
+
+def _facts(part: pa.Table) -> Facts:
+    shortest = pc.min_element_wise(part.column("eval_width"), part.column("eval_height"), skip_nulls=False)
+    return Facts(
+        labels=tuple(part.column("eval_label").to_pylist()),
+        shortest=shortest.cast(pa.float64()).to_numpy(),
+        spread=part.column("eval_spread").cast(pa.float64()).to_numpy(),
+    )
 
 
 def _take(best: Best, kept: Sequence[int]) -> Best:
@@ -157,6 +184,7 @@ def _take(best: Best, kept: Sequence[int]) -> Best:
         ids=tuple(best.ids[i] for i in kept),
         pair_ids=tuple(best.pair_ids[i] for i in kept),
         similarity=best.similarity[list(kept)],
+        facts=best.facts and best.facts.take(kept),
     )
 
 
@@ -207,72 +235,6 @@ def read_thresholds(path: str) -> dict[str, float]:
     return {str(name): float(value) for name, value in values.items()}
 
 
-def read_predictions(sources: Iterable[str]) -> dict[str, dict[str, bool]]:
-    """Predictions of Parquet files, finished folders, or CSV files, as {data set: {id: correct}}.
-
-    Raises:
-        InputError: A file is missing or damaged, or an id has two different answers.
-        ContractError: A file has other columns.
-    """
-    found: dict[str, dict[str, bool]] = {}
-    for source in sources:
-        for name, key, correct in _prediction_rows(source):
-            answers = found.setdefault(name, {})
-            if answers.setdefault(key, correct) != correct:
-                raise InputError("two different predictions of one picture", where=f"{source}: {name}/{key}")
-    return found
-
-
-def _prediction_rows(source: str) -> Iterable[tuple[str, str, bool]]:
-    columns = PREDICTIONS.schema.names
-    if paths.is_folder(source):
-        files = tables.part_files(source, PREDICTIONS)
-    else:
-        files = paths.expand([source], what="predictions")
-    for file in files:
-        if not file.lower().endswith(".parquet"):
-            yield from _csv_rows(file)
-            continue
-        schema = tables.read_schema(file)
-        missing = [c for c in columns if c not in schema.names]
-        if missing:
-            raise ContractError(
-                f"column {missing[0]!r} is missing",
-                where=file,
-                expected=f"{PREDICTIONS.id}: {', '.join(columns)}",
-            )
-        for batch in tables.read_batches([file], columns=columns):
-            table = PREDICTIONS.conform(pa.Table.from_batches([batch]))
-            yield from zip(*(table.column(c).to_pylist() for c in columns), strict=True)
-
-
-def _csv_rows(file: str) -> Iterable[tuple[str, str, bool]]:
-    words = {"1": True, "true": True, "0": False, "false": False}
-    columns = PREDICTIONS.schema.names
-    with paths.open_input(file) as opened:
-        try:
-            reader = csv.DictReader(io.TextIOWrapper(opened, encoding="utf-8", newline=""))
-            if not set(columns) <= set(reader.fieldnames or ()):
-                raise ContractError(
-                    "not a table of predictions",
-                    where=file,
-                    expected=f"columns {', '.join(columns)}",
-                    found=", ".join(reader.fieldnames or ()) or "nothing",
-                )
-            for line, row in enumerate(reader, start=2):
-                correct = words.get((row["correct"] or "").strip().lower())
-                if correct is None or row["eval_id"] is None:
-                    raise InputError(
-                        "cannot read `correct`",
-                        where=f"{file}, line {line}",
-                        expected="true, false, 1 or 0",
-                        found=repr(row["correct"]),
-                    )
-                yield row["eval_dataset"], row["eval_id"], correct
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError("not a CSV file", where=file, found=str(error)) from error
-
-
 def _check_names(found: dict[str, Best], predictions: dict[str, dict[str, bool]]) -> None:
     for name, answers in predictions.items():
         if name not in found:
@@ -289,14 +251,32 @@ def _check_names(found: dict[str, Best], predictions: dict[str, dict[str, bool]]
             )
 
 
+def overlapping(best: Best, threshold: float) -> np.ndarray:
+    """Which pictures are at or above a threshold: bool [N]."""
+    # Similarities are stored as float32: the threshold must be rounded alike to include an equal one.
+    return best.similarity >= float(np.float32(threshold))
+
+
+def answered(best: Best, answers: dict[str, bool] | None) -> np.ndarray | None:
+    """Whether each picture was answered rightly: bool [N], or ``None`` without predictions."""
+    return None if answers is None else np.array([answers[key] for key in best.ids], bool)
+
+
 def count(best: Best, threshold: float, answers: dict[str, bool] | None) -> Counts:
     """Sizes and right answers of the parts at or above and below a threshold."""
-    # Similarities are stored as float32: the threshold must be rounded alike to include an equal one.
-    above = best.similarity >= float(np.float32(threshold))
+    return count_parts(overlapping(best, threshold), answered(best, answers))
+
+
+def count_parts(above: np.ndarray, right: np.ndarray | None) -> Counts:
+    """Sizes and right answers of two parts.
+
+    Args:
+        above: bool [N], whether a picture is in Overlap.
+        right: bool [N], whether it was answered rightly; ``None`` without predictions.
+    """
     n_overlap = int(above.sum())
-    if answers is None:
+    if right is None:
         return Counts(n_overlap=n_overlap, n_clean=len(above) - n_overlap)
-    right = np.array([answers[key] for key in best.ids], bool)
     return Counts(
         n_overlap=n_overlap,
         n_clean=len(above) - n_overlap,
@@ -305,7 +285,35 @@ def count(best: Best, threshold: float, answers: dict[str, bool] | None) -> Coun
     )
 
 
-def histogram(similarity: np.ndarray, bins: int = 50) -> dict[str, list[Any]]:
+def confounded(
+    best: Best, threshold: float, answers: dict[str, bool] | None, config: ReportConfig
+) -> dict[str, Any]:
+    """What may make the overlap look like something else, and the result without it.
+
+    Returns:
+        ``flags`` (counts by flag), ``without`` (the outcome without flagged pictures; ``None`` if none is flagged)
+        and ``classes`` (shift of the classes); ``None`` for what is not known.
+    """
+    if best.facts is None:
+        return {"flags": None, "without": None, "classes": None}
+    above, right = overlapping(best, threshold), answered(best, answers)
+    flags = confounders.flagged(best.facts)
+    known = {
+        "near-uniform": np.isfinite(best.facts.spread).any(), "tiny": np.isfinite(best.facts.shortest).any(),
+    }  # fmt: skip
+    kept = ~np.logical_or.reduce(list(flags.values()))
+    without = None
+    if not kept.all():
+        counts = count_parts(above[kept], None if right is None else right[kept])
+        without = asdict(outcome(counts, alpha=config.alpha, confidence=config.confidence))
+    return {
+        "flags": {n: c for n, c in confounders.counted(flags, above).items() if known[n]},
+        "without": without,
+        "classes": confounders.class_shift(best.facts.labels, above, right),
+    }
+
+
+def histogram(similarity: np.ndarray, bins: int = 200) -> dict[str, list[Any]]:
     """Counts of similarities in equal bins up to 1."""
     low = min(0.0, float(similarity.min())) if len(similarity) else 0.0
     counts, edges = np.histogram(np.clip(similarity, low, 1.0), bins=bins, range=(low, 1.0))
@@ -315,7 +323,8 @@ def histogram(similarity: np.ndarray, bins: int = 50) -> dict[str, list[Any]]:
 def top_pairs(best: Best, threshold: float) -> list[dict[str, Any]]:
     """The most similar pairs, and a few below the threshold to judge it by."""
     order = sorted(range(len(best.ids)), key=lambda i: (-best.similarity[i], best.ids[i]))
-    above = sum(1 for i in order if best.similarity[i] >= float(np.float32(threshold)))
+    inside = overlapping(best, threshold)
+    above = int(inside.sum())
     below = max(TOP_PAIRS, above)
     chosen = order[:TOP_PAIRS] + order[below : below + 10]
     return [
@@ -323,7 +332,7 @@ def top_pairs(best: Best, threshold: float) -> list[dict[str, Any]]:
             "eval_id": best.ids[i],
             "pair_id": best.pair_ids[i],
             "similarity": round(float(best.similarity[i]), 5),
-            "overlap": bool(best.similarity[i] >= float(np.float32(threshold))),
+            "overlap": bool(inside[i]),
         }
         for i in chosen
     ]

@@ -29,6 +29,10 @@ STAGE = "dedup search"
 # Blocks of another shape may change a similarity's last bits; below this, order is decided by id.
 DECIMALS = 5
 EVAL_ROWS_PER_SLICE = 65_536
+# Carried along from the evaluation side, as ``eval_label`` and so on, for the report.
+FACTS = pa.schema(
+    [("label", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("spread", pa.float32())]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,12 +355,32 @@ def read_block(file: str, start: int, rows: int) -> tuple[list[str], np.ndarray]
     return ids, np.concatenate(values)
 
 
+def read_facts(files: Iterable[str]) -> pa.Table:
+    """What is known of each row of some embeddings beside its vector, in their order; nulls where it is not."""
+    held = []
+    for file in files:
+        columns = tables.read_schema(file).names
+        found = tables.read_files([file], columns=[n for n in FACTS.names if n in columns])
+        rows = tables.count_rows([file])
+        held.append(
+            pa.table(
+                [
+                    found.column(f.name).cast(f.type) if f.name in columns else pa.nulls(rows, f.type)
+                    for f in FACTS
+                ],
+                schema=FACTS,
+            )
+        )
+    return pa.concat_tables(held)
+
+
 def _slice_table(item: tuple[int, Nearest], eval_files: Sequence[str]) -> pa.Table:
     number, found = item
     small = read_vectors(eval_files)
     first = number * EVAL_ROWS_PER_SLICE
     rows, k = found.similarity.shape
     chosen = slice(first, first + rows)
+    facts = read_facts(eval_files).take(np.repeat(np.arange(first, first + rows), k))
     return pa.table(
         {
             "eval_dataset": np.repeat(np.array(small.datasets[chosen], dtype=object), k),
@@ -364,5 +388,6 @@ def _slice_table(item: tuple[int, Nearest], eval_files: Sequence[str]) -> pa.Tab
             "rank": np.tile(np.arange(k, dtype=np.int16), rows),
             "pair_id": found.ids.reshape(-1),
             "similarity": found.similarity.reshape(-1),
+            **{f"eval_{name}": facts.column(name) for name in FACTS.names},
         }
     )

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pipeline.core.scales import Axis, Scale, bin_counts, has_place, number, percent
 
 __all__ = [
-    "STYLE", "Axis", "Interval", "Marker", "Series", "bar_chart", "figure", "histogram", "interval_chart", "line_chart",
-    "number", "percent",
+    "STYLE", "Axis", "Interval", "Marker", "Point", "Series", "bar_chart", "figure", "histogram", "interval_chart",
+    "line_chart", "number", "percent", "scatter_chart",
 ]  # fmt: skip
 
 STYLE = """
@@ -73,6 +73,18 @@ class Interval:
     low: float
     high: float
     reference: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A named point of a scatter chart, with an optional vertical interval and a tooltip."""
+
+    name: str
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    told: str = ""
 
 
 def line_chart(
@@ -256,6 +268,48 @@ def interval_chart(
     if references:
         entries.append((reference_name, _diamond(13, 5)))
     return figure(title, _legend(entries) + _svg(WIDTH, height, drawn, title))
+
+
+def scatter_chart(
+    points: Sequence[Point], *, title: str, x: Axis, y: Axis, note: str = "", height: int = 290
+) -> str:
+    """Points with whiskers and, where there is room, their names; a line marks nought.
+
+    Args:
+        points: Name, place and, optionally, the ends of an interval on the vertical axis.
+        title: What the chart says.
+        x: Horizontal axis, linear.
+        y: Vertical axis, linear.
+        note: Said below the chart.
+        height: Height for a width of :data:`WIDTH`.
+    """
+    after = f'<p class="after">{html.escape(note)}</p>' if note else ""
+    if not points:
+        return figure(title, f"<p>no data</p>{after}")
+    ends = [v for p in points for v in (p.y, p.low, p.high, 0.0) if v is not None]
+    frame = _Frame(Scale.over([p.x for p in points], x), Scale.over(ends, y), height)
+    drawn = [frame.grid(), f'<path class="marker" d="M{frame.left} {frame.y(0):.1f}H{WIDTH - _RIGHT}"/>']
+    named: list[tuple[float, float]] = []
+    for one in sorted(points, key=lambda p: (-abs(p.y), p.name)):
+        across, up = frame.x(one.x), frame.y(one.y)
+        if one.low is not None and one.high is not None:
+            low, high = frame.y(one.low), frame.y(one.high)
+            drawn.append(
+                f'<path class="curve" style="stroke:{COLOURS[0]};stroke-width:1.5" '
+                f'd="M{across:.1f} {high:.1f}V{low:.1f}M{across - 4:.1f} {high:.1f}h8M{across - 4:.1f} {low:.1f}h8"/>'
+            )
+        drawn.append(
+            f'<circle cx="{across:.1f}" cy="{up:.1f}" r="4" style="fill:{COLOURS[0]}">'
+            f"<title>{html.escape(one.told or one.name)}</title></circle>"
+        )
+        if all(abs(across - a) > 60 or abs(up - b) > 14 for a, b in named):
+            named.append((across, up))
+            end = across > (frame.left + WIDTH) / 2
+            drawn.append(
+                f'<text class="on-marker" x="{across + (-8 if end else 8):.1f}" y="{up + 4:.1f}" '
+                f'text-anchor="{"end" if end else "start"}">{html.escape(_cut(one.name, 18))}</text>'
+            )
+    return figure(title, _svg(WIDTH, height, drawn, title) + after)
 
 
 def figure(title: str, body: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dedup import embed
 from dedup.audit import run
 from dedup.config import AuditConfig
 from pipeline.cli import main
@@ -47,7 +48,43 @@ def test_copies_are_found_in_one_go(folder: str, detector: str, tmp_path: Path) 
     assert (out / "neighbours" / "manifest.json").stat().st_mtime_ns == kept
 
 
-def test_wrong_usage(folder: str, detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_thresholds_cost_no_new_embeddings(
+    folder: str, detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["dedup", "audit", "--train", folder, "--eval", folder, "--detector", detector, "--out", str(out)]
+    assert main(words) == 0
+    assert f"wit dedup review --neighbours {out}/neighbours" in capsys.readouterr().err
+    parts = ("train-embeddings", "eval-embeddings/shapes", "neighbours")
+    before = [(out / part / "manifest.json").stat().st_mtime_ns for part in parts]
+    (tmp_path / "thresholds.json").write_text('{"shapes": 0.99999}')
+    assert main([*words, "--thresholds", str(tmp_path / "thresholds.json")]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*words, "--thresholds", str(tmp_path / "thresholds.json"), "--overwrite"]) == 0
+    assert [(out / part / "manifest.json").stat().st_mtime_ns for part in parts] == before
+    one = json.loads((out / "overlap.json").read_text())["datasets"]["shapes"]
+    assert (one["threshold"], one["reviewed"], one["predictions"]) == (0.99999, True, False)
+    assert "--predictions" in (out / "overlap.html").read_text()
+
+
+def test_the_detector_that_ships_stands_in(
+    folder: str, detector: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "SHIPPED", Path(detector))
+    words = ["--train", folder, "--eval", folder, "--out", str(tmp_path / "out"), "--quiet"]
+    assert main(["dedup", "audit", *words]) == 0
+    made = manifest.read(str(tmp_path / "out" / "train-embeddings"))
+    assert made.extra["detector_sha256"] == manifest.read(detector).extra["detector_sha256"]
+
+
+def test_wrong_usage(
+    folder: str,
+    detector: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embed, "SHIPPED", tmp_path / "nothing")
     out = ["--out", str(tmp_path / "o")]
     assert main(["dedup", "audit", "--train", folder, *out]) == 2
     assert "needs both sides" in capsys.readouterr().err

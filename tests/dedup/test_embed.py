@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from dedup import images
+from dedup import embed, images
 from dedup.config import EmbedConfig
 from dedup.embed import run
 from pipeline.cli import main
@@ -41,6 +42,19 @@ def test_image_folders_give_paths_and_labels(folder: str, detector: str, tmp_pat
     rows = tables.read_folder(out, EMBEDDINGS).to_pylist()
     assert {r["id"]: r["label"] for r in rows}["red/00.png"] == "red"
     assert {r["dataset"] for r in rows} == {"shapes"}
+
+
+def test_sizes_and_spread_are_kept(tmp_path: Path, detector: str) -> None:
+    (tmp_path / "p").mkdir()
+    Image.new("RGB", (700, 500), (30, 60, 90)).save(tmp_path / "p" / "flat.jpg")
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "p" / "noise.png")
+    run(EmbedConfig(images=(str(tmp_path / "p"),), detector=detector), str(tmp_path / "out"), QUIET)
+    rows = {r["id"]: r for r in tables.read_folder(str(tmp_path / "out"), EMBEDDINGS).to_pylist()}
+    assert (rows["flat.jpg"]["width"], rows["flat.jpg"]["height"]) == (700, 500)
+    assert rows["flat.jpg"]["spread"] < 1
+    assert (rows["noise.png"]["width"], rows["noise.png"]["height"]) == (30, 20)
+    assert rows["noise.png"]["spread"] > 10
 
 
 def test_workers_change_no_byte(shards: str, detector: str, tmp_path: Path) -> None:
@@ -93,7 +107,10 @@ def test_tables_of_pictures(folder: str, detector: str, tmp_path: Path) -> None:
     assert (rows[0]["label"], rows[0]["dataset"]) == ("3", "x")
 
 
-def test_without_a_detector(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_detector(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "SHIPPED", tmp_path / "nothing")
     assert main(["dedup", "embed", "--images", folder, "--out", str(tmp_path / "o")]) == 2
     assert "train one with `wit dedup train" in capsys.readouterr().err
 

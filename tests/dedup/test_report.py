@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dedup.config import ReportConfig
+from dedup.confounders import class_shift
 from dedup.report import Best, count, histogram, run
 from pipeline.cli import main
 from pipeline.core import manifest
@@ -134,19 +136,91 @@ def test_the_page_is_self_contained_and_escapes_strangers_names(tmp_path: Path) 
     assert "svg" in page.tags
 
 
-def test_both_panels_are_drawn(tmp_path: Path) -> None:
+def test_both_panels_and_every_chart_are_drawn(tmp_path: Path) -> None:
     found = _neighbours(tmp_path / "n", SIMILARITIES, threshold=0.9)
     answers = finished_folder(str(tmp_path / "p"), PREDICTIONS, _predictions(ANSWERS))
     run(ReportConfig(neighbours=found, predictions=(answers,)), str(tmp_path / "out"), QUIET)
     text = (tmp_path / "out" / "overlap.html").read_text()
-    assert text.count("<circle") == 3  # one data set has overlap, both have a clean part
-    assert text.count('class="whisker"') == 1
-    assert text.count("<svg") == 4
+    titles = re.findall(r"<figcaption>([^<]+)</figcaption>", text)
+    each = ["All pictures", "Around the threshold"]
+    # Only the first set has an overlap whose accuracy can be compared.
+    own = [*each, "Accuracy on Overlap beside Clean&#x27;s", *each]
+    assert titles == ["Overlap − Clean", "All − Clean", *own]
+    panels = text.split("<figcaption>All − Clean")
+    assert panels[0].count("<circle") == 1
+    assert panels[1].split("</figure>")[0].count("<circle") == 2
+    assert "--predictions" not in text
 
 
 def test_counts_include_an_equal_similarity() -> None:
     best = Best(ids=("x",), pair_ids=("y",), similarity=np.array([np.float32(0.9137)], np.float64))
     assert count(best, 0.9137, None).n_overlap == 1
+
+
+def _facts(path: Path, rows: list[tuple[float, str, int, float]], **extra: object) -> str:
+    """Neighbours of one set ``a`` from (similarity, label, shortest side, spread)."""
+    named = [
+        {
+            "eval_dataset": "a", "eval_id": f"{i:03d}", "rank": 0, "pair_id": f"p{i}", "similarity": s,
+            "eval_label": label, "eval_width": side, "eval_height": side + 5, "eval_spread": spread,
+        }
+        for i, (s, label, side, spread) in enumerate(rows)
+    ]  # fmt: skip
+    facts = [("eval_label", pa.string()), ("eval_width", pa.int32()), ("eval_height", pa.int32())]
+    schema = pa.schema([*NEIGHBOURS.schema, *facts, ("eval_spread", pa.float32())])
+    return finished_folder(str(path), NEIGHBOURS, pa.Table.from_pylist(named, schema=schema), **extra)
+
+
+def test_the_result_without_blank_and_tiny_pictures(tmp_path: Path) -> None:
+    # 10 blank frames and 5 tiny pictures match for want of detail and are answered wrongly.
+    rows = [(0.99, "x", 90, 1.0)] * 10 + [(0.99, "y", 32, 50.0)] * 5 + [(0.99, "x", 90, 50.0)] * 5
+    rows += [(0.3, "y", 90, 50.0)] * 70 + [(0.3, "y", 90, 0.0)] * 10
+    found = _facts(tmp_path / "n", rows, threshold=0.9)
+    answers = finished_folder(
+        str(tmp_path / "p"), PREDICTIONS, _predictions({"a": [False] * 15 + [True] * 5 + [True, False] * 40})
+    )
+    run(ReportConfig(neighbours=found, predictions=(answers,)), str(tmp_path / "out"), QUIET)
+    one = json.loads((tmp_path / "out" / "overlap.json").read_text())["datasets"]["a"]
+    assert one["all_minus_clean"] < 0
+    made = one["confounders"]
+    assert made["flags"] == {
+        "near-uniform": {"n_overlap": 10, "n_clean": 10}, "tiny": {"n_overlap": 5, "n_clean": 0},
+    }  # fmt: skip
+    without = made["without"]
+    assert (without["n_overlap"], without["n_all"], without["acc_overlap"]) == (5, 75, 1.0)
+    assert without["all_minus_clean"] > 0
+    assert "Without the flagged pictures: 5 of 75 overlap" in (tmp_path / "out" / "overlap.html").read_text()
+
+
+def test_a_shift_of_classes_is_told_and_taken_out(tmp_path: Path) -> None:
+    # Class x is easy; all of Overlap is of class x, so that Overlap looks better for that reason alone.
+    rows = [(0.99, "x", 90, 50.0)] * 10 + [(0.3, "x", 90, 50.0)] * 20 + [(0.3, "y", 90, 50.0)] * 20
+    found = _facts(tmp_path / "n", rows, threshold=0.9)
+    right = [True] * 9 + [False] + [True] * 18 + [False] * 2 + [False] * 20
+    answers = finished_folder(str(tmp_path / "p"), PREDICTIONS, _predictions({"a": right}))
+    run(ReportConfig(neighbours=found, predictions=(answers,)), str(tmp_path / "out"), QUIET)
+    one = json.loads((tmp_path / "out" / "overlap.json").read_text())["datasets"]["a"]
+    assert one["overlap_minus_clean"] == pytest.approx(0.45)
+    shift = one["confounders"]["classes"]
+    assert shift["distance"] == pytest.approx(0.5)
+    assert shift["p_value"] < 0.02
+    assert shift["single_class"] == "x"
+    assert shift["acc_clean_reweighted"] == pytest.approx(0.9)
+    assert shift["largest"][0] == {"label": "x", "n_overlap": 10, "n_clean": 20}
+    page = (tmp_path / "out" / "overlap.html").read_text()
+    assert "All of Overlap is of one class, x." in page
+    assert one["confounders"]["without"] is None
+
+
+def test_a_random_overlap_shifts_no_class() -> None:
+    draw = np.random.default_rng(1)
+    labels = [f"c{i}" for i in draw.integers(0, 10, 2000)]
+    p = [class_shift(labels, draw.random(2000) < 0.05, None) for _ in range(20)]
+    below = sum(one is not None and one["p_value"] < 0.05 for one in p)
+    assert below <= 4
+    assert class_shift(labels, np.zeros(2000, bool), None) is None
+    assert class_shift([*labels[1:], None], draw.random(2000) < 0.05, None) is None
+    assert class_shift([str(i) for i in range(2000)], draw.random(2000) < 0.05, None) is None
 
 
 def test_histograms_lose_nothing() -> None:

@@ -183,3 +183,27 @@ def test_files_hold_fixed_size_lists(tmp_path: Path) -> None:
     kind = pq.read_schema(tmp_path / "a" / "part-00000.parquet").field("embedding").type
     assert pa.types.is_fixed_size_list(kind)
     assert kind.list_size == 8
+
+
+def test_what_is_known_of_evaluation_pictures_comes_along(tmp_path: Path) -> None:
+    values = _unit(5, 8, 0)
+    ids = [f"e{i}" for i in range(5)]
+    facts = {
+        "width": pa.array([10, 20, 30, 40, 50], pa.int32()),
+        "height": pa.array([5, 5, 5, 5, 5], pa.int32()),
+        "spread": pa.array([1, 2, 3, 4, 5], pa.float32()),
+        "label": pa.array(["a", "b", None, "d", "e"]),
+    }
+    table = _table(values, ids, "known")
+    for name, column in facts.items():
+        table = table.append_column(name, column)
+    known = finished_folder(str(tmp_path / "known"), embeddings_contract(8), table)
+    plain = _folder(tmp_path / "plain", _unit(3, 8, 1), dataset="plain")
+    train = _folder(tmp_path / "train", _unit(9, 8, 2), dataset="t")
+    run(SearchConfig(train=train, eval=(known, plain), k=2), str(tmp_path / "out"), QUIET)
+    rows = tables.read_folder(str(tmp_path / "out"), NEIGHBOURS).to_pylist()
+    found = {r["eval_id"]: (r["eval_label"], r["eval_width"], r["eval_spread"]) for r in rows}
+    assert found["e1"] == ("b", 20, 2.0)
+    assert found["e2"] == (None, 30, 3.0)
+    assert found["plain0000"] == (None, None, None)
+    assert len(rows) == 16
