@@ -20,6 +20,7 @@ from pipeline.core import paths, tables
 from pipeline.core.progress import tick
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.decode import Decoder, decoder_for
+from pipeline.fetch.hooks import read_deny_list
 from pipeline.fetch.images import Stored
 from pipeline.fetch.policy import Refusal
 from pipeline.fetch.reuse import as_it_is
@@ -43,16 +44,27 @@ def perceptual_hash(jpeg: bytes) -> str:
     return np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes().hex()
 
 
-def decode_part(name: str, work: str, config: FetchConfig, decoder: Decoder) -> int:
+def decode_part(
+    name: str, work: str, config: FetchConfig, decoder: Decoder, denied: frozenset[str] = frozenset()
+) -> int:
     """Decodes one part and returns its URLs; nothing happens if that was done before.
 
     The downloaded bodies are removed: images are what is needed from here on.
+
+    Args:
+        name: Of the part.
+        work: The staging folder.
+        config: How images are stored.
+        decoder: Of the same configuration.
+        denied: Sums of images as fetched that are not taken over from elsewhere either.
     """
     target = paths.join(work, DECODED, f"{name}.parquet")
     if paths.exists(target):
         return 0
     rows = tables.read_files([paths.join(work, RAW, f"{name}.parquet")]).to_pylist()
-    made: list[Row] = []
+    for row in rows:
+        if row["sha256"] in denied:
+            row |= _refused(Refusal("blocklisted_hash"))
     with (
         Bodies(work) as bodies,
         paths.open_atomic(paths.join(work, DECODED, f"{name}.bin")) as file,
@@ -68,10 +80,9 @@ def decode_part(name: str, work: str, config: FetchConfig, decoder: Decoder) -> 
                 row |= {"bodies": decoded_bodies(name), "offset": size, "length": len(jpeg)}
                 size += len(jpeg)
             tick()
-        made = rows
-    write_parquet(target, pa.Table.from_pylist(made, schema=ROW))
+    write_parquet(target, pa.Table.from_pylist(rows, schema=ROW))
     paths.remove(paths.join(work, RAW, f"{name}.bin"))
-    return len(made)
+    return len(rows)
 
 
 def needs_decoding(row: Row) -> bool:
@@ -82,8 +93,7 @@ def needs_decoding(row: Row) -> bool:
 def _decoded(row: Row, found: Stored | Refusal, bodies: Bodies, config: FetchConfig) -> dict[str, Any]:
     """What decoding changes in a row; a success comes with its ``jpeg``."""
     if isinstance(found, Refusal):
-        nothing = {"bodies": None, "offset": 0, "length": 0}
-        return {"reason": found.reason, "detail": found.detail, **nothing}
+        return _refused(found)
     jpeg = as_it_is(bodies.read(row), found, config) if row["source"] is not None else None
     jpeg = found.jpeg if jpeg is None else jpeg
     seen = row["original_width"] is not None
@@ -101,6 +111,11 @@ def _decoded(row: Row, found: Stored | Refusal, bodies: Bodies, config: FetchCon
     }
 
 
+def _refused(refusal: Refusal) -> dict[str, Any]:
+    nothing = {"bodies": None, "offset": 0, "length": 0}
+    return {"reason": refusal.reason, "detail": refusal.detail, **nothing}
+
+
 class DecodeParts(beam.DoFn):
     """Names of parts to their number of URLs; the decoder lives as long as the worker.
 
@@ -116,10 +131,12 @@ class DecodeParts(beam.DoFn):
         """Starts the decoder."""
         self._decoder = decoder_for(self._config)
         self._decoder.__enter__()
+        path = self._config.deny_hashes
+        self._denied = read_deny_list(path) if path else frozenset[str]()
 
     def process(self, element: str) -> Iterator[int]:
         """Decodes one part; a retried element finds it done."""
-        yield decode_part(element, self._work, self._config, self._decoder)
+        yield decode_part(element, self._work, self._config, self._decoder, self._denied)
 
     def teardown(self) -> None:
         """Ends the decoder."""

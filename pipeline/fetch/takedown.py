@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pipeline.core.errors import ContractError, InputError, UsageError
 from pipeline.core.options import RunOptions
 from pipeline.core.stage import MARKER, clear
 from pipeline.fetch import ledger, retry
+from pipeline.fetch.hooks import read_deny_list as read_sums
 from pipeline.fetch.policy import Target, parse_url
 from pipeline.fetch.reuse import REMOVED
 from pipeline.fetch.shards import stats_file, taken_down, write_rows
@@ -37,7 +37,6 @@ from pipeline.text.safety import DenyList, read_deny_list
 FOLDER: Final = ".takedown"
 STAGE: Final = "shards drop"
 _REQUEST: Final = "request.json"
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 Record = dict[str, Any]
 
 
@@ -122,12 +121,6 @@ def request_of(args: argparse.Namespace) -> Request:
     """
     if not (args.ids or args.hosts or args.sha256):
         raise UsageError("nothing to take down", expected="--ids FILE, --hosts FILE or --sha256 FILE")
-    hashes = [line.lower() for line in _lines(args.sha256)]
-    for number, line in enumerate(hashes, 1):
-        if not _SHA256.fullmatch(line):
-            raise InputError(
-                "not a SHA-256", where=f"{args.sha256}:{number}", expected="64 hex characters", found=line
-            )
     if args.hosts:
         read_deny_list(args.hosts)
     return Request(
@@ -135,7 +128,7 @@ def request_of(args: argparse.Namespace) -> Request:
         date=manifest.now()[:10],
         ids=tuple(_lines(args.ids)),
         hosts=tuple(_lines(args.hosts)),
-        sha256=tuple(hashes),
+        sha256=tuple(sorted(read_sums(args.sha256))) if args.sha256 else (),
     )
 
 

@@ -193,6 +193,16 @@ def test_what_another_run_fetched_is_copied_byte_for_byte(site: Site, tmp_path: 
     assert done.extra["reused"][0]["manifest_sha256"] == manifest.read(str(tmp_path / "old")).sha256
 
 
+def test_what_is_denied_is_not_taken_over_either(site: Site, tmp_path: Path) -> None:
+    pairs = pairs_of(tmp_path / "pairs", [site.url("/img/1.jpg"), site.url("/img/2.jpg")])
+    fetch(pairs, tmp_path / "old")
+    sha = rows_of(tmp_path / "old")[0]["sha256"]
+    (tmp_path / "deny.txt").write_text(sha)
+    deny = ("--set", f"fetch.deny_hashes='{tmp_path / 'deny.txt'}'")
+    done = fetch(pairs, tmp_path / "new", "--reuse", str(tmp_path / "old"), *deny)
+    assert done.dropped == {"blocklisted_hash": 1}
+
+
 def test_images_of_other_settings_are_resized_or_fetched_again(site: Site, tmp_path: Path) -> None:
     urls = [site.add(f"/{size}", jpeg(picture("red", "cross", size=size))) for size in (40, 100, 300)]
     pairs = pairs_of(

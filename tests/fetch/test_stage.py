@@ -180,6 +180,70 @@ def test_the_layout_is_img2datasets_and_webdataset_reads_it(site: Site, tmp_path
     assert list(samples.members) == ["jpg", "txt", "json"]
 
 
+def test_equal_bytes_are_marked_and_dropped_only_if_asked(site: Site, tmp_path: Path) -> None:
+    body = jpeg(picture("red", "circle", size=64))
+    near = jpeg(picture("red", "circle", size=64), quality=80)
+    urls = [
+        site.add("/a", body),
+        site.add("/b", body),
+        site.url("/a#x"),
+        site.add("/near", near),
+        site.url("/img/1.jpg"),
+    ]
+    texts = ["one", "one", "two", "one", "one"]
+    pairs = pairs_of(tmp_path / "pairs", urls, text=texts)
+    rows = rows_by_url(fetch(pairs, tmp_path / "all"), tmp_path / "all", urls)
+    copies = sorted(rows[:3], key=lambda r: str(r["pair_id"]))
+    assert [r["duplicate_of"] for r in copies] == [None, copies[0]["pair_id"], copies[0]["pair_id"]]
+    assert [r["duplicate_of"] for r in rows[3:]] == [None, None]
+    apart = (int(rows[0]["phash"], 16) ^ int(rows[3]["phash"], 16)).bit_count()
+    assert (rows[0]["phash"], apart <= 6) == (rows[1]["phash"], True)
+    assert all(r["status"] == "success" for r in rows)
+    done = fetch(pairs, tmp_path / "pair", "--drop-duplicates", "pair")
+    kept = {r["caption"] for r in rows_by_url(done, tmp_path / "pair", urls)[:3] if r["status"] == "success"}
+    assert (done.dropped, kept) == ({"duplicate": 1}, {"one", "two"})
+    done = fetch(pairs, tmp_path / "image", "--drop-duplicates", "image")
+    assert (done.rows, done.dropped) == (3, {"duplicate": 2})
+    dropped = [r for r in rows_of(tmp_path / "image") if r["status"] == "duplicate"]
+    assert {r["error_message"] for r in dropped} == {f"duplicate: {copies[0]['pair_id']}"}
+
+
+def rows_by_url(done: manifest.Manifest, out: Path, urls: list[str]) -> list[dict[str, Any]]:
+    rows = {r["url"]: r for r in rows_of(out)}
+    assert done.rows + sum(done.dropped.values()) == len(rows) == len(urls)
+    return [rows[url] for url in urls]
+
+
+def test_shards_can_be_cut_by_bytes(site: Site, tmp_path: Path) -> None:
+    urls = [site.add(f"/{i}", jpeg(picture("red", "cross", size=256, seed=i))) for i in range(40)]
+    pairs = pairs_of(tmp_path / "pairs", urls)
+    done = fetch(pairs, tmp_path / "out", "--bytes-per-shard", "100000")
+    sizes = [s["bytes"] for s in done.extra["shards"]]
+    assert len(sizes) > 3
+    assert all(80_000 < size < 120_000 for size in sizes[:-1])
+    assert done.extra["rows_per_shard"] == done.extra["shards"][0]["pairs"]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        ("--direct_num_workers=2", "--direct_running_mode=multi_processing"),
+        ("--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"),
+    ],
+    ids=["processes", "portable"],
+)
+def test_engines_write_equal_bytes(site: Site, tmp_path: Path, engine: tuple[str, ...]) -> None:
+    body = jpeg(picture("blue", "cross", size=90))
+    urls = [site.url(f"/img/{i}.jpg", f"127.0.0.{1 + i % 5}") for i in range(20)]
+    urls += [site.url("/missing.jpg"), "ftp://x.test/", site.add("/a", body), site.add("/b", body)]
+    pairs = pairs_of(tmp_path / "pairs", urls)
+    reused = ("--reuse", str(tmp_path / "old"), "--rows-per-shard", "7")
+    fetch(pairs_of(tmp_path / "some", urls[:6]), tmp_path / "old")
+    fetch(pairs, tmp_path / "one", *reused)
+    fetch(pairs, tmp_path / "other", *reused, "--", *engine)
+    assert_same(tmp_path / "one", tmp_path / "other")
+
+
 def test_no_pairs_make_an_empty_shard(tmp_path: Path) -> None:
     done = fetch(finished_folder(str(tmp_path / "pairs"), PAIRS, PAIRS.empty()), tmp_path / "out")
     assert (done.rows, done.rows_in, len(done.extra["shards"])) == (0, 0, 1)
