@@ -6,7 +6,7 @@ import argparse
 import typing
 
 from pipeline.core.command import Command, Task, path_list
-from pipeline.fetch.config import FetchConfig, ResizeMode
+from pipeline.fetch.config import Engine, FetchConfig, ResizeMode
 
 
 def _arguments(made: argparse.ArgumentParser) -> None:
@@ -15,7 +15,7 @@ def _arguments(made: argparse.ArgumentParser) -> None:
         "--allow-address", metavar="CIDR", action="append",
         help="also fetch from this private, loopback or link-local network; may be repeated",
     )  # fmt: skip
-    made.add_argument("--engine", choices=["native"], help="what downloads and resizes (native)")
+    made.add_argument("--engine", choices=typing.get_args(Engine), help="what decodes and resizes (native)")
     made.add_argument("--contact", metavar="TEXT", help="how a site's owner reaches you; sent as User-Agent")
     made.add_argument("--host-concurrency", metavar="N", type=int, help="requests in flight at one host (2)")
     made.add_argument(
@@ -33,6 +33,9 @@ def _arguments(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument(
         "--resize-mode", choices=typing.get_args(ResizeMode), help="as img2dataset's (keep_ratio)"
+    )
+    made.add_argument(
+        "--deny-hashes", metavar="FILE", help="SHA-256 sums of images that must not be stored, one a line"
     )
     made.add_argument("--rows-per-shard", metavar="N", type=int, help="pairs per shard (10,000)")
     made.add_argument(

@@ -61,6 +61,18 @@ def denied(path: str | None) -> Callable[[bytes], Refusal | None]:
     return check
 
 
+def check(config: FetchConfig) -> None:
+    """Looks at the deny list and the scorer before anything is fetched.
+
+    Raises:
+        InputError: The deny list cannot be read.
+        UsageError: The scorer cannot be imported.
+    """
+    denied(config.deny_hashes)
+    if config.image_scorer:
+        load_scorer(config.image_scorer)
+
+
 def load_scorer(name: str) -> Scorer:
     """Imports ``package.module:function``.
 

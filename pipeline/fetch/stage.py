@@ -30,9 +30,10 @@ from pipeline.core.errors import UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
 from pipeline.core.stage import RunOptions, StageResult, clear, run_stage
-from pipeline.fetch import duplicates, ledger, retry, reuse, shards, staging, top_up
+from pipeline.fetch import duplicates, hooks, ledger, retry, reuse, shards, staging, top_up
 from pipeline.fetch.client import Client
 from pipeline.fetch.config import FetchConfig
+from pipeline.fetch.decode import require_engine
 from pipeline.fetch.join import JOINED, PART_PAIRS, build_join, read_pairs
 from pipeline.fetch.parts import DecodeParts, undecoded
 from pipeline.fetch.policy import Target, parse_url
@@ -53,7 +54,9 @@ def run(config: FetchConfig, out: str, options: RunOptions) -> Manifest | None:
     """Fetches the images of ``config.pairs`` into shards.
 
     Raises:
-        UsageError: No pairs are named, or Beam does not know an option.
+        UsageError: No pairs are named, the engine or the image scorer is not installed, or Beam does not know an
+            option.
+        InputError: The deny list cannot be read.
         ContractError: They are no ``pairs/1``.
         UnfinishedInputError: The stage that makes them has not finished.
     """
@@ -65,17 +68,20 @@ def run(config: FetchConfig, out: str, options: RunOptions) -> Manifest | None:
         reuse.open_source(path, config)
     if config.top_up:
         top_up.check(config.pairs)
+    require_engine(config)
+    hooks.check(config)
+    inputs = [path for path in (config.pairs, config.deny_hashes) if path]
     if not options.overwrite:
         retry.check(out, config)
     if not options.dry_run and config.retry and _may_retry(out):
-        retry.begin(out, STAGE, config, [config.pairs])
+        retry.begin(out, STAGE, config, inputs)
     was_finished = retry.is_finished(out)
     done = run_stage(
         partial(_body, config=config, files=files, options=options, beam_options=beam_options),
         stage=STAGE,
         contract=SHARDS.id,
         config=config,
-        inputs=[config.pairs],
+        inputs=inputs,
         out=out,
         options=options,
         owned=OWNED,
