@@ -6,6 +6,8 @@ the peer reads the same file as a script would, with warcio and BeautifulSoup, a
 same WARC a WAT is made as Common Crawl makes one (of each image its `src`, `alt` and `title`; by Python's own HTML
 parser, in nothing ours but for the encoding), and what is found in both is compared.
 
+With --rows: a Parquet table of that many made rows with the columns of LAION's, in memory and time.
+
 With --handbook: the 127 pages of the Debian handbook in each of 26 languages, many of them translated in part
 (`apt-get download debian-handbook`; GPL-2+ or CC BY-SA 3.0), as saved pages; then what the language filter of
 `wit select` makes of their texts. A text that the English edition has too is English, any other is not.
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -27,16 +30,20 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urljoin
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import language, measure
 from benchmarks.measure import say
 from pipeline.candidates.encoding import decode
+from pipeline.core import tables
 from pipeline.core.tokens import fold
 from pipeline.text.clean import clean
 from pipeline.text.language import make_detector
 
 WIT: Final = (sys.executable, "-m", "pipeline", "candidates", "--opted-out", "keep", "--quiet")
+_ENDINGS: Final = (*"bdfgklmnprst", "ring", "ster", "land", "wick", "ton", "ish", "ness", "able")
 INDEX = "formasaurus/data/index.json"
 
 
@@ -46,17 +53,20 @@ def main() -> None:
     parser.add_argument("--wheel", type=Path, metavar="FILE", help="formasaurus's wheel")
     parser.add_argument("--repeat", type=int, default=4, metavar="N", help="times every page is written (4)")
     parser.add_argument("--handbook", type=Path, metavar="DEB", help="Debian's package of the handbook")
+    parser.add_argument("--rows", type=int, metavar="N", help="rows of a made table")
     parser.add_argument("--peer", type=Path, metavar="WARC", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.peer:
         print(json.dumps(sorted(by_script(given.peer))))
         return
-    if given.wheel is None and given.handbook is None:
-        parser.error("--wheel (pip download --no-deps formasaurus==0.10.0) or --handbook is needed")
+    if not (given.wheel or given.handbook or given.rows):
+        parser.error("--wheel (pip download --no-deps formasaurus==0.10.0), --rows or --handbook is needed")
     with tempfile.TemporaryDirectory() as scratch:
         if given.wheel:
             _speed(given.wheel, given.repeat, Path(scratch))
             _wat(given.wheel, Path(scratch))
+        if given.rows:
+            _table(given.rows, Path(scratch))
         if given.handbook:
             _handbook(given.handbook, Path(scratch))
 
@@ -133,6 +143,52 @@ def _wat(wheel: Path, scratch: Path) -> None:
         *((f"in the WAT alone: {what}", n) for what, n in sorted(extra.items())),
     ]
     print(measure.table(("(page, URL, text)", "pairs"), [(what, f"{n:,}") for what, n in rows]))
+
+
+def _table(rows: int, scratch: Path) -> None:
+    """Measures a table of URLs and texts."""
+    one, table = scratch / "one.parquet", scratch / "laion.parquet"
+    write_laion(one, 1)
+    write_laion(table, rows)
+    say("wit candidates --table …")
+    command = [*WIT, "--layout", "laion", "--table"]
+    start = measure.run([*command, str(one), "--out", str(scratch / "of-one")])
+    whole = measure.run([*command, str(table), "--out", str(scratch / "of-table")])
+    assert len(_rows(scratch / "of-one")) == 1
+    found = tables.count_rows(map(str, (scratch / "of-table").glob("part-*.parquet")))
+    print(
+        f"\n{rows:,} rows in {table.stat().st_size / 1e6:,.0f} MB of Parquet, one process; {found:,} pairs\n"
+    )
+    measured = [("wit candidates", whole), ("wit candidates, without its start", _less(whole, start))]
+    print(measure.table(
+        ("what", "wall s", "CPU s", "rows per CPU s", "peak MB"),
+        [(n, f"{m.wall_s:.1f}", f"{m.cpu_s:.1f}", f"{rows / m.cpu_s:,.0f}", f"{m.peak_mb:,.0f}") for n, m in measured],
+    ))  # fmt: skip
+
+
+def write_laion(path: Path, rows: int) -> None:
+    """Writes a table with LAION's columns: different URLs of 50,000 hosts, texts of 3 to 15 made words."""
+    random = np.random.default_rng(0)
+    words = np.array([f"{a}{b}{c}" for a in "bdfgklmnprst" for b in ("a", "ei", "o", "u") for c in _ENDINGS])
+    writer = None
+    for first in range(0, rows, 100_000):
+        count = min(100_000, rows - first)
+        bounds = np.r_[0, np.cumsum(random.integers(3, 16, count))]
+        chosen = words[random.integers(0, len(words), bounds[-1])]
+        hosts = random.integers(0, 50_000, count)
+        table = pa.table({
+            "SAMPLE_ID": np.arange(first, first + count),
+            "URL": [f"https://cdn{h}.example.com/images/{first + i:09d}/{h * 7919 % 1_000_003:06x}-large.jpg?w=1024"
+                    for i, h in enumerate(hosts)],
+            "TEXT": [" ".join(chosen[a:b]) for a, b in itertools.pairwise(bounds)],
+            "WIDTH": random.integers(100, 2000, count),
+            "HEIGHT": random.integers(100, 2000, count),
+            "similarity": random.random(count),
+        })  # fmt: skip
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
 
 
 def _handbook(package: Path, scratch: Path) -> None:

@@ -9,6 +9,7 @@ columns without a header; a later release put a line number and a hash before th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_plus
@@ -56,7 +57,7 @@ class Layout:
         return unquote_plus(found) if self.escaped else found
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Columns:
     """A table's own columns.
 
@@ -69,6 +70,11 @@ class Columns:
     url: str
     texts: tuple[tuple[str, str], ...]
     only: str | None = None
+
+    @functools.cached_property
+    def sources(self) -> tuple[str, ...]:
+        """What the result calls the texts of each column."""
+        return tuple(source for _, source in self.texts)
 
     @property
     def wanted(self) -> list[str]:

@@ -7,7 +7,6 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.candidates.found import Lost, Pair, place
 from pipeline.candidates.layouts import Columns, Layout
 from pipeline.candidates.page import collapse
+from pipeline.candidates.ranges import MOST_LINE_BYTES, WHOLE, LineRange, line_ranges, open_range
 from pipeline.candidates.urls import UrlError, absolute_url
 from pipeline.core import json_input, paths
 from pipeline.core.errors import InputError
@@ -23,7 +23,8 @@ _PACKED = ("", ".gz", ".bz2", ".zst")
 SUFFIXES = (".parquet", *(f".{kind}{p}" for kind in ("csv", "tsv", "jsonl", "ndjson") for p in _PACKED))
 # A split is read by one worker at a time: large enough to be worth the trip, small enough to share out.
 SPLIT_ROWS = 200_000
-_FIELD_CHARS = 10_000_000
+# JSONL rows with the same keys share what is known of them; a file where each has others must not fill the memory.
+_MOST_SHAPES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class TablePart:
         kind: ``parquet``, ``csv``, ``tsv`` or ``jsonl``.
         groups: Row groups of a Parquet file; empty for the others.
         first_row: Number of the first row in the file.
+        names: Columns of a CSV or TSV file; empty for the others.
+        lines: The lines of a TSV or JSONL file; a CSV file is read whole, as its quoted fields may hold line ends.
     """
 
     path: str
@@ -43,6 +46,8 @@ class TablePart:
     kind: str
     groups: tuple[int, ...] = ()
     first_row: int = 0
+    names: tuple[str, ...] = ()
+    lines: LineRange = WHOLE
 
 
 def kind_of(path: str) -> str:
@@ -66,17 +71,24 @@ def table_parts(path: str, origin: str, layout: Layout) -> list[TablePart]:
     """
     kind = kind_of(path)
     if kind == "jsonl":
-        return [TablePart(path, origin, kind)]
+        return [TablePart(path, origin, kind, first_row=r.line, lines=r) for r in line_ranges(path)]
     if kind != "parquet":
-        with _open_text(path) as file:
+        with _open_text(path, WHOLE) as file:
             try:
                 first = next(_lines(file, kind), None)
             except (OSError, EOFError, csv.Error) as error:
                 raise InputError("cannot read the first line", where=path, found=str(error)) from error
         if first is None:
             raise InputError("the table is empty", where=path)
-        _need(path, _names(first, layout), layout)
-        return [TablePart(path, origin, kind)]
+        names = _names(first, layout)
+        _need(path, names, layout)
+        ranges = line_ranges(path) if kind == "tsv" else [WHOLE]
+        # Rows are counted behind the header line, if there is one.
+        rows = [max(r.line - (0 if layout.header else 1), 0) for r in ranges]
+        return [
+            TablePart(path, origin, kind, first_row=row, names=tuple(names), lines=r)
+            for row, r in zip(rows, ranges, strict=True)
+        ]
     with paths.open_input(path, decompress=False) as file:
         try:
             metadata = pq.ParquetFile(file).metadata
@@ -173,7 +185,7 @@ def _parquet_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
 
 def _row(number: int, values: Sequence[object], columns: Columns) -> _Row:
     """A row from the values of :attr:`Columns.wanted`."""
-    texts = [(text, source) for text, (_, source) in zip(values[1:], columns.texts, strict=False)]
+    texts = list(zip(values[1:], columns.sources, strict=False))
     return number, values[0], texts, values[-1] if columns.only else None
 
 
@@ -183,15 +195,14 @@ def _lost_rows(origin: str, first: int, count: int, detail: str) -> Iterator[Los
 
 
 def _csv_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
-    with _open_text(part.path) as file:
+    with _open_text(part.path, part.lines) as file:
         lines = _lines(file, part.kind)
-        first = next(lines)
-        names = _names(first, layout)
+        names = part.names
         columns = layout.columns(names)
         places = [names.index(name) for name in columns.wanted]
-        if layout.header:
-            lines = chain([first], lines)
-        number = -1
+        if part.lines.start == 0 and not layout.header:
+            next(lines)
+        number = part.first_row - 1
         while True:
             number += 1
             try:
@@ -214,9 +225,9 @@ def _csv_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
 
 
 @contextlib.contextmanager
-def _open_text(path: str) -> Iterator[io.TextIOWrapper]:
+def _open_text(path: str, lines: LineRange) -> Iterator[io.TextIOWrapper]:
     with (
-        paths.open_input(path) as file,
+        open_range(path, lines) as file,
         io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="") as text,
     ):
         yield text
@@ -224,20 +235,22 @@ def _open_text(path: str) -> Iterator[io.TextIOWrapper]:
 
 def _lines(text: io.TextIOWrapper, kind: str) -> Iterator[list[str]]:
     # The csv module's limit is one number per process; this is the only place that sets it.
-    csv.field_size_limit(_FIELD_CHARS)
+    csv.field_size_limit(MOST_LINE_BYTES)
+    bounded = iter(lambda: text.readline(MOST_LINE_BYTES), "")
     if kind == "tsv":  # in the field's TSV files a quote is a character like any other
-        return csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
-    return csv.reader(text)
+        return csv.reader(bounded, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return csv.reader(bounded)
 
 
 def _json_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
     texts = [name for names, _ in layout.texts for name in names]
-    with paths.open_input(part.path) as file:
-        number = -1
+    known: dict[tuple[str, ...], Columns] = {}
+    with open_range(part.path, part.lines) as file:
+        number = part.first_row - 1
         while True:
             number += 1
             try:
-                line = file.readline(_FIELD_CHARS)
+                line = file.readline(MOST_LINE_BYTES)
             except (OSError, EOFError) as error:
                 yield Lost("truncated", place(part.origin, number), str(error))
                 return
@@ -248,7 +261,11 @@ def _json_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
             try:
                 row = json_input.loads(line)
                 # A row without its text is a row without a text, not one that cannot be read.
-                columns = layout.columns([*row, *texts])
+                names = tuple(row)
+                if (columns := known.get(names)) is None:
+                    columns = layout.columns([*names, *texts])
+                    if len(known) < _MOST_SHAPES:
+                        known[names] = columns
                 yield _row(number, [row.get(name) for name in columns.wanted], columns)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 yield Lost("parse_error", place(part.origin, number), f"{type(error).__name__}: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 import shutil
 import zlib
 from collections import Counter
@@ -19,9 +20,11 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from pipeline import cli
+from pipeline.candidates import ranges
 from pipeline.candidates.config import CandidatesConfig
 from pipeline.candidates.found import REASONS
-from pipeline.candidates.layouts import LAYOUTS
+from pipeline.candidates.layouts import LAYOUTS, by_names
+from pipeline.candidates.rows import table_parts
 from pipeline.core import tables
 from pipeline.core.config import from_table
 from pipeline.core.contracts import CANDIDATES, pair_id
@@ -249,6 +252,45 @@ def test_tables(tmp_path: Path, kind: str) -> None:
         ("http://x.test/2.jpg", 'two "good" apples', 1),
     ]
     assert dropped(out) == {"relative_url": 1, "blocked_scheme": 1, "no_text": 1}
+
+
+@pytest.mark.parametrize("kind", ["tsv", "jsonl", "cc12m.tsv"])
+def test_large_text_tables_are_shared_out_by_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    table = [(f"http://x.test/{i}.jpg", f"apple {i} " + "é" * (i % 50)) for i in range(500)]
+    if kind == "jsonl":
+        text = "".join(json.dumps({"url": u, "text": t}, ensure_ascii=False) + "\n" for u, t in table)
+    else:
+        head = "" if kind == "cc12m.tsv" else "url\ttext\n"
+        text = head + "".join(f"{u}\t{t}\n" for u, t in table)
+    path = tmp_path / f"t.{kind}"
+    path.write_text(text.rstrip("\n"))
+    layout = ["--layout", "cc12m"] if kind == "cc12m.tsv" else []
+    assert run("--table", str(path), *layout, "--out", str(tmp_path / "one")) == 0
+    given = LAYOUTS["cc12m"] if layout else by_names("url", "text")
+    assert len(table_parts(str(path), "t", given)) == 1
+    monkeypatch.setattr(ranges.line_ranges, "__kwdefaults__", {"split_bytes": 1000})
+    assert len(table_parts(str(path), "t", given)) > 20
+    assert run("--table", str(path), *layout, "--out", str(tmp_path / "many")) == 0
+    assert files(tmp_path / "one") == files(tmp_path / "many")
+    assert sorted(r["origin_offset"] for r in rows(tmp_path / "many")) == list(range(500))
+    packed = tmp_path / f"{kind}.gz"
+    packed.write_bytes(gzip.compress(random.Random(0).randbytes(5000)))
+    assert ranges.line_ranges(str(packed)) == [ranges.LineRange()]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
+def test_a_line_without_end_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr("pipeline.candidates.rows.MOST_LINE_BYTES", 1000)
+    rest = '{"url": "http://x.test/1", "text": "a"}\n' if kind == "jsonl" else "http://x.test/1,a\n"
+    head = "" if kind == "jsonl" else "url,text\n"
+    text = head + "x" * 1_500 + "\n" + rest
+    (tmp_path / f"t.{kind}").write_text(text.replace(",", "\t") if kind == "tsv" else text)
+    out = tmp_path / "out"
+    assert run("--table", str(tmp_path / f"t.{kind}"), "--out", str(out)) == 0
+    assert [r["text"] for r in rows(out)] == ["a"]
+    assert dropped(out)["parse_error"] in (1, 2)
 
 
 YFCC = "\t".join(
