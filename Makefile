@@ -7,10 +7,17 @@ DEMO_OUT ?= demo
 # full: minutes of training, the figures of the README; tiny: what continuous integration runs.
 DEMO_SIZE ?= full
 
-.PHONY: demo test check format lock clean
+.PHONY: demo test check format lock clean detector
 
 demo: $(VENV)/core.stamp
 	$(BIN)/wit demo --size $(DEMO_SIZE) --out $(DEMO_OUT)
+
+# The detector that ships: fetches pictures out of Debian's packages and trains on one thread; copy the result's
+# model.safetensors and config.json into dedup/default to ship it.
+detector: $(VENV)/core.stamp
+	$(BIN)/python -m examples.detector.pictures --packages detector-training/packages --out detector-training/pictures
+	OMP_NUM_THREADS=1 $(BIN)/wit dedup train --config examples/detector.toml --images detector-training/pictures \
+	    --out detector-training/detector
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

@@ -13,6 +13,7 @@ from dedup.calibrate import choose_threshold
 from dedup.collection import Collection, draw_batch
 from dedup.config import TrainConfig
 from dedup.contrast import Schedule, info_nce
+from dedup.detector import load
 from dedup.train import run
 from pipeline.cli import main
 from pipeline.core import manifest
@@ -38,6 +39,28 @@ def test_a_detectors_folder_is_whole(detector: str) -> None:
     config = json.loads((Path(detector) / "config.json").read_text())
     assert config["threshold"] == done.extra["threshold"] == lines[-1]["threshold"]
     assert config["temperature"] == 0.07
+
+
+def test_network_and_head_are_trained_together_at_last(shards: str, detector: str, tmp_path: Path) -> None:
+    config = TrainConfig(
+        images=(shards,),
+        pairs=96,
+        batch_size=16,
+        joined_pictures=40,
+        head_pairs=512,
+        whole_pairs=64,
+        half=True,
+    )
+    run(config, str(tmp_path / "out"), QUIET)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    last = {line["part"]: line for line in lines if line["event"] == "step"}
+    assert list(last) == ["network", "head", "whole"]
+    assert last["network"]["learning_rate"] == config.learning_rate
+    assert last["whole"]["pairs"] == 64
+    # Half precision is half the bytes, and what is loaded is what was calibrated.
+    weights = tmp_path / "out" / "model.safetensors"
+    assert weights.stat().st_size < 0.51 * (Path(detector) / "model.safetensors").stat().st_size
+    assert next(load(str(tmp_path / "out")).detector.parameters()).dtype == torch.float32
 
 
 def test_a_killed_run_starts_again(shards: str, detector: str, tmp_path: Path) -> None:
@@ -116,6 +139,17 @@ def test_info_nce_by_hand() -> None:
     swapped, accuracy = info_nce(first, first.flip(0), torch.arange(2))
     assert float(swapped) == pytest.approx(1 / 0.07, abs=1e-4)
     assert accuracy == 0.0
+
+
+def test_a_rate_can_stay_at_its_peak() -> None:
+    schedule = Schedule(steps=10, warmup=2, peak=1.0, falls=False)
+    assert [schedule.rate(step) for step in range(10)] == [0.5] + [1.0] * 9
+
+
+def test_larger_pictures_are_shrunk_when_asked(folder: str) -> None:
+    with Collection(largest_px=16) as small:
+        small.fill(images.plan((folder,)), max_images=100, seed=0)
+        assert {max(small.image(i).size) for i in range(len(small))} == {16}
 
 
 def test_the_rate_rises_and_falls() -> None:

@@ -1,0 +1,161 @@
+"""Fetches the pictures that the default detector is trained on, out of packages, and shrinks them into one folder.
+
+    python -m examples.detector.pictures --packages DIR --out DIR
+
+Debian's packages come with `apt-get download` (Debian 12, no root needed; a package that lies in ``--packages``
+already is taken from there) and are opened with `dpkg-deb`; the emoji are those of the small world. Nothing of it is
+committed. `examples/detector/README.md` has every licence. Pictures that other projects judge detectors by are not
+among them, and must not be added: stamps, clip art, sample images, wallpapers, photographs of web themes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import re
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dedup.detector import decode
+
+PACKAGES = (
+    "nexuiz-textures",
+    "openarena-081-textures",
+    "ufoai-textures",
+    "colobot-common-textures",
+    "supertuxkart-data",
+    "hedgewars-data",
+    "supertux-data",
+    "freeorion-data",
+)
+WORLD = Path(__file__).parent.parent / "world" / "pictures"
+SIDE, LEAST_SIDE, QUALITY = 192, 32, 95
+# Maps that say how a surface reflects, and fonts: no pictures that anybody would copy.
+_NO_PICTURE = re.compile(
+    r"(_(norm|nm|n|gloss|bump|luma|spec|s|height|h|normal|specular|glow|roughness|ao|mask)\.[a-z]+$)|font|/po/",
+    re.IGNORECASE,
+)
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".tga", ".webp")
+COLLAGES = 5_000
+
+
+def main() -> None:
+    """Fetches, opens and shrinks."""
+    made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument("--packages", type=Path, required=True)
+    made.add_argument("--out", type=Path, required=True)
+    options = made.parse_args()
+    options.packages.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    seen = Seen()
+    for package in PACKAGES:
+        count = sum(
+            write(options.out / package, name, image, seen)
+            for name, image in debian(package, options.packages)
+        )
+        print(f"{package}: {count} pictures")
+    for file in sorted(WORLD.glob("*.zip")):
+        with zipfile.ZipFile(file) as opened:
+            pictures = ((n, opened.read(n)) for n in sorted(opened.namelist()))
+            count = sum(write(options.out / file.stem, name, data, seen) for name, data in pictures)
+        print(f"{file.stem}: {count} pictures")
+    print(f"collages: {collages(options.out, COLLAGES)} pictures")
+
+
+def debian(package: str, folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of a Debian package's pictures, those in its `.pk3` archives too, in the order of names."""
+    if not list(folder.glob(f"{package}_*.deb")):
+        subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
+    file = sorted(folder.glob(f"{package}_*.deb"))[-1]
+    with tempfile.TemporaryDirectory() as opened:
+        subprocess.run(["dpkg-deb", "-x", str(file), opened], check=True)
+        for path in sorted(Path(opened).rglob("*")):
+            if path.is_symlink() or not path.is_file():
+                continue
+            if path.suffix.lower() in _SUFFIXES:
+                yield str(path.relative_to(opened)), path.read_bytes()
+            elif path.suffix.lower() == ".pk3":
+                with zipfile.ZipFile(path) as archive:
+                    for name in sorted(archive.namelist()):
+                        if name.lower().endswith(_SUFFIXES):
+                            yield name, archive.read(name)
+
+
+class Seen:
+    """Thumbnails of the pictures kept so far: a picture that is almost one of them teaches a wrong difference."""
+
+    def __init__(self) -> None:
+        self._thumbnails = np.zeros((0, 192), np.float32)
+        self._count = 0
+
+    def add(self, image: Image.Image) -> bool:
+        """Whether a picture is new; it is remembered."""
+        small = np.asarray(image.resize((8, 8), Image.Resampling.BOX), np.float32).reshape(-1)
+        known = self._thumbnails[: self._count]
+        if len(known) and float(np.abs(known - small).mean(axis=1).min()) < 3:
+            return False
+        if self._count == len(self._thumbnails):
+            self._thumbnails = np.concatenate([known, np.zeros((4096, 192), np.float32)])
+        self._thumbnails[self._count] = small
+        self._count += 1
+        return True
+
+
+def write(folder: Path, name: str, data: bytes, seen: Seen) -> int:
+    """Shrinks one picture to ``SIDE`` and stores it; returns 0 if it is too small, flat, no picture, or known."""
+    if _NO_PICTURE.search(name):
+        return 0
+    try:
+        image = decode(data)
+    except ValueError:
+        return 0
+    if min(image.size) < LEAST_SIDE or max(image.size) > 6 * min(image.size):
+        return 0
+    image.thumbnail(
+        (SIDE, SIDE), Image.Resampling.BOX if max(image.size) > 4 * SIDE else Image.Resampling.LANCZOS
+    )
+    if np.asarray(image, np.float32).std(axis=(0, 1)).max() < 6 or not seen.add(image):
+        return 0
+    folder.mkdir(exist_ok=True)
+    store(folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.jpg", image)
+    return 1
+
+
+def store(path: Path, image: Image.Image) -> None:
+    """Writes a JPEG; equal pictures give equal bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    path.write_bytes(buffer.getvalue())
+
+
+def collages(folder: Path, count: int) -> int:
+    """Scenes out of the pictures stored before: one as ground, two to six others laid on it in other sizes."""
+    files = sorted(path for path in folder.glob("*/*.jpg") if path.parent.name != "collages")
+    draw = np.random.default_rng(0)
+    (folder / "collages").mkdir(exist_ok=True)
+    for number in range(count):
+        chosen = [files[i] for i in draw.integers(0, len(files), 1 + draw.integers(2, 7))]
+        size = (SIDE, int(SIDE * draw.uniform(0.6, 1)))
+        scene = decode(chosen[0].read_bytes()).resize(size if draw.random() < 0.5 else size[::-1])
+        for path in chosen[1:]:
+            piece = decode(path.read_bytes())
+            piece.thumbnail((int(draw.uniform(0.25, 0.7) * SIDE),) * 2)
+            mask = None
+            if draw.random() < 0.5:
+                light = np.asarray(piece).min(axis=2) > 245
+                mask = Image.fromarray(np.where(light, 0, 255).astype(np.uint8))
+            place = [int(draw.uniform(-0.2, 0.9) * side) for side in scene.size]
+            scene.paste(piece, (place[0], place[1]), mask)
+        store(folder / "collages" / f"{number:05d}.jpg", scene)
+    return count
+
+
+if __name__ == "__main__":
+    main()
