@@ -8,6 +8,7 @@ fetched again if the other folder kept fewer pixels, or another part of the pict
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ _DOWNLOAD: Final = frozenset(
 )  # fmt: skip
 # Failures that no setting of ours could have changed.
 _FINAL_ANYWHERE: Final = frozenset({"http_4xx", "dns_nxdomain", "empty_body", "not_image"})
+# What img2dataset says of pages that are gone; whatever else it says is worth asking again.
+_GONE: Final = re.compile(r"HTTP Error (404|410|451)\b")
 _ENDINGS: Final = frozenset({"jpg", "jpeg", "png", "webp"})
 _BY_US = (
     "phash", "exif", "sha256", "width", "height", "original_width", "original_height", "http_status",
@@ -168,12 +171,20 @@ def _read_images(element: KnownFile, config: FetchConfig) -> Iterator[Row]:
             raise ContractError(
                 f"column {name!r} is missing", where=element.file, expected="a table of img2dataset"
             )
-    columns = ["url", "key", "status", *(n for n in _BY_US if n in schema.names)]
+    columns = ["url", "key", "status", *(n for n in (*_BY_US, "error_message") if n in schema.names)]
     for batch in tables.read_batches([element.file], columns=columns):
         for found in batch.to_pylist():
             row = dict.fromkeys(ROW.names) | {name: found.get(name) for name in _BY_US}
             row |= {"fetch_url": found["url"], "source": element.source.name}
             if found["status"] != "success":
+                gone = None if element.source.ours else _GONE.match(found.get("error_message") or "")
+                if gone:
+                    yield row | {
+                        "reason": "http_4xx",
+                        "detail": gone[1],
+                        "http_status": int(gone[1]),
+                        "sha256": None,
+                    }
                 continue
             where = place.get(str(found["key"]))
             if where is None:
@@ -260,7 +271,7 @@ def known_rows(wanted: set[str], images: Sequence[pa.Table], answers: Sequence[p
 
     Args:
         wanted: URLs.
-        images: Tables of :data:`KNOWN` whose rows have a place.
+        images: Tables of :data:`KNOWN` from shards: rows have a place, or a reason.
         answers: Tables of :data:`KNOWN` from ledgers.
     """
     said: dict[tuple[str, str | None], Row] = {}
@@ -271,7 +282,9 @@ def known_rows(wanted: set[str], images: Sequence[pa.Table], answers: Sequence[p
             failed.setdefault(row["fetch_url"], row)
     made: dict[str, Row] = {}
     for row in _chosen(wanted, images):
-        if row["fetch_url"] not in made:
+        if row["reason"] is not None:
+            failed.setdefault(row["fetch_url"], row)
+        elif row["fetch_url"] not in made:
             answer = said.get((row["fetch_url"], row["source"]), {})
             made[row["fetch_url"]] = row | {name: answer[name] for name in _ANSWERED if name in answer}
     for url, row in failed.items():

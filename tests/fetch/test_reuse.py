@@ -235,8 +235,14 @@ def img2dataset_folder(folder: Path, bodies: dict[str, bytes], *, files: bool = 
              "sha256": hashlib.sha256(b"raw" + body).hexdigest()}
         )  # fmt: skip
         samples.append(tars.Sample(key, {"jpg": body, "json": json.dumps(rows[-1]).encode(), "txt": b"x"}))
-    failed = {"url": "http://127.0.0.1:9/x.jpg", "key": f"{len(rows):09d}", "status": "failed_to_download"}
-    pq.write_table(pa.Table.from_pylist([*rows, dict.fromkeys(rows[0]) | failed]), folder / "00000.parquet")
+    for message in ("<urlopen error [Errno 111] Connection refused>", "HTTP Error 410: Gone"):
+        failed = {
+            "url": f"http://127.0.0.1:9/{message[:4]}",
+            "key": f"{len(rows):09d}",
+            "error_message": message,
+        }
+        rows.append(dict.fromkeys(rows[0]) | failed | {"status": "failed_to_download"})
+    pq.write_table(pa.Table.from_pylist(rows), folder / "00000.parquet")
     (folder / "00000_stats.json").write_text("{}")
     if files:
         (folder / "00000").mkdir()
@@ -253,16 +259,22 @@ def test_a_folder_of_img2dataset_is_taken_over(site: Site, tmp_path: Path, files
     picture("green", "cross", size=90).save(turned, "PNG")
     bodies = {site.url("/a"): kept, site.url("/b"): large, site.url("/c"): turned.getvalue()}
     img2dataset_folder(tmp_path / "theirs", bodies, files=files)
-    pairs = pairs_of(tmp_path / "pairs", [*bodies, site.url("/img/1.jpg"), "http://127.0.0.1:9/x.jpg"])
+    pairs = pairs_of(
+        tmp_path / "pairs",
+        [*bodies, site.url("/img/1.jpg"), "http://127.0.0.1:9/%3Curl", "http://127.0.0.1:9/HTTP"],
+    )
     done = fetch(pairs, tmp_path / "out", *FAST, "--reuse", str(tmp_path / "theirs"))
     assert asked_for(site) == {"/img/1.jpg"}
-    assert done.dropped == {"connect_refused": 1}  # asked again: img2dataset says too little
+    assert done.dropped == {
+        "connect_refused": 1,
+        "http_4xx": 1,
+    }  # only what is gone for good is not asked again
     rows = {r["url"]: r for r in rows_of(tmp_path / "out")}
     assert rows[site.url("/a")]["sha256"] == hashlib.sha256(b"raw" + kept).hexdigest()
     assert [rows[site.url(p)]["width"] for p in ("/a", "/b", "/c")] == [200, 256, 90]
     stored = {s.key: s.members["jpg"] for s in tars.read_shard(str(tmp_path / "out/00000.tar"))}
     assert stored[rows[site.url("/a")]["key"]] == kept  # not encoded again
-    assert [r["urls"] for r in done.extra["reused"]] == [3]
+    assert [r["urls"] for r in done.extra["reused"]] == [4]
 
 
 def test_a_truncated_tar_gives_what_is_whole(site: Site, tmp_path: Path) -> None:
