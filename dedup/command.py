@@ -79,6 +79,20 @@ def _review(made: argparse.ArgumentParser) -> None:
     )
 
 
+def _show_augmentations(made: argparse.ArgumentParser) -> None:
+    path_list(made, "--images", help=_PICTURES, required=True)
+    made.add_argument("--out", metavar="FILE", required=True, help="FILE.png or FILE.html")
+    made.add_argument("--count", type=int, default=1, metavar="N", help="pictures to show (default 1)")
+    made.add_argument("--seed", type=int, default=0, metavar="N")
+    made.add_argument(
+        "--beyond",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="chance of each step beyond the paper (default 0)",
+    )
+
+
 COMMANDS: tuple[Command | Task, ...] = (
     Command(
         name="dedup train",
@@ -87,6 +101,12 @@ COMMANDS: tuple[Command | Task, ...] = (
         arguments=_train,
         stage="dedup.train:run",
         table="dedup.train",
+    ),
+    Task(
+        name="dedup show-augmentations",
+        help="a contact sheet of every augmentation at several strengths",
+        arguments=_show_augmentations,
+        main="dedup.sheet:main",
     ),
     Command(
         name="dedup embed",
