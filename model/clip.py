@@ -73,6 +73,12 @@ class CLIP(nn.Module):
         out: Tensor = self.visual(images)
         return out
 
+    def image_features(self, images: Tensor) -> Tensor:
+        """What a linear probe reads (paper A.3): a ViT's state before its projection, a ResNet's embedding."""
+        if isinstance(self.visual, VisionTransformer):
+            return self.visual.features(images)
+        return self.encode_image(images)
+
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids [B, L], L at most the context length, to embeddings [B, E], not normalised.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from model.config import ExportConfig, TrainConfig, ZeroShotConfig
+from model.config import ExportConfig, LinearProbeConfig, RetrievalConfig, TrainConfig, ZeroShotConfig
 from pipeline.core.command import Command, path_list
 
 
@@ -38,17 +38,51 @@ def _train(made: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _zero_shot(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--model", metavar="DIR", help="checkpoint folder of `wit train`")
-    made.add_argument("--dataset", metavar="PATH", help="folder with one folder of images per class")
-    made.add_argument("--prompts", metavar="FILE", help="prompt templates, one a line, {} for the class name")
+def _evaluation(made: argparse.ArgumentParser, dataset: str) -> None:
     made.add_argument(
-        "--class-names", dest="class_names", metavar="FILE", help="TSV of folder and class name"
+        "--model", metavar="PATH", help="checkpoint: ours, open_clip's, transformers' or OpenAI's"
     )
+    made.add_argument("--dataset", metavar="PATH", help=dataset)
     made.add_argument("--name", metavar="NAME", help="the dataset's name (its folder's name)")
     made.add_argument("--batch-size", dest="batch_size", type=int, metavar="N", help="images encoded at once")
     made.add_argument("--threads", type=int, metavar="N", help="torch's threads on the CPU (all cores)")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="where to compute")
+
+
+_LABELLED = (
+    "folder with one folder of images per class, or WebDataset tars, Parquet, CSV, MNIST or CIFAR files"
+)
+
+
+def _zero_shot(made: argparse.ArgumentParser) -> None:
+    _evaluation(made, _LABELLED)
+    made.add_argument("--prompts", metavar="FILE", help="prompt templates, one a line, {} for the class name")
+    made.add_argument(
+        "--class-names", dest="class_names", metavar="FILE", help="TSV of folder and class name"
+    )
+    made.add_argument(
+        "--as", dest="known_as", metavar="NAME", help="a dataset of the paper: its prompts and metric"
+    )
+
+
+def _linear_probe(made: argparse.ArgumentParser) -> None:
+    _evaluation(made, f"test images: {_LABELLED}")
+    made.add_argument("--train", metavar="PATH", help="training images")
+    made.add_argument(
+        "--validation", metavar="PATH", help="images to find the penalty with (a share of --train)"
+    )
+    made.add_argument("--penalty", type=float, metavar="X", help="the L2 penalty (found by search)")
+    made.add_argument(
+        "--shots", type=int, nargs="+", metavar="N", help="also train with N images of each class"
+    )
+    made.add_argument("--as", dest="known_as", metavar="NAME", help="a dataset of the paper: its metric")
+
+
+def _retrieval(made: argparse.ArgumentParser) -> None:
+    _evaluation(made, "WebDataset tars, Parquet, or CSV with a path and a caption column")
+    made.add_argument("--captions", metavar="NAME", help="column of the captions, or their ending in tars")
+    made.add_argument("--as", dest="known_as", metavar="NAME", help="a dataset of the paper: its template")
+    made.add_argument("--template", metavar="TEXT", help="what a caption is put into ({})")
 
 
 def _export(made: argparse.ArgumentParser) -> None:
@@ -77,6 +111,22 @@ COMMANDS: tuple[Command, ...] = (
         arguments=_zero_shot,
         stage="model.zeroshot:run",
         table="evaluate.zero-shot",
+    ),
+    Command(
+        name="evaluate linear-probe",
+        help="L-BFGS logistic regression on frozen features, its penalty found on a validation split.",
+        config=LinearProbeConfig,
+        arguments=_linear_probe,
+        stage="model.probe:run",
+        table="evaluate.linear-probe",
+    ),
+    Command(
+        name="evaluate retrieval",
+        help="Images find their captions and captions their images: R@1, 5 and 10.",
+        config=RetrievalConfig,
+        arguments=_retrieval,
+        stage="model.retrieval:run",
+        table="evaluate.retrieval",
     ),
     Command(
         name="export",

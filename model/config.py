@@ -9,6 +9,7 @@ from typing import Any, Literal
 from model.presets import ModelConfig, Preset, TextConfig, VisionConfig, preset
 from pipeline.core.config import input_path, input_paths, unhashed
 
+Metric = Literal["accuracy", "mean-per-class", "11-point-map", "roc-auc", "mean-top1-top5"]
 DEFAULT_TEMPLATE = "A photo of a {}."
 
 
@@ -170,11 +171,13 @@ class ZeroShotConfig:
 
     Attributes:
         model: Checkpoint folder.
-        dataset: Folder with one folder of images per class.
+        dataset: A folder with one folder of images per class, or WebDataset tars, Parquet, CSV, MNIST or CIFAR files.
         prompts: File with one prompt template a line, ``{}`` standing for the class name; several are ensembled.
         class_names: TSV of ``folder<TAB>name``; a class without a line is named by its folder.
+        known_as: A dataset of the paper (:mod:`model.registry`), whose name, metric and prompts it has.
         name: The dataset's name in ``eval_dataset``; its folder's name unless given.
         templates: Prompt templates, if there is no ``prompts`` file.
+        metric: The dataset's own (Table 9).
         batch_size: Images encoded at once.
         threads: Of torch on the CPU; 0 takes torch's own choice.
         device: Where to compute; ``auto`` takes a GPU if there is one.
@@ -184,8 +187,10 @@ class ZeroShotConfig:
     dataset: str | None = input_path()
     prompts: str | None = input_path()
     class_names: str | None = input_path()
+    known_as: str | None = None
     name: str | None = None
     templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+    metric: Metric = "accuracy"
     batch_size: int = unhashed(256)
     threads: int = unhashed(0)
     device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
@@ -196,6 +201,83 @@ class ZeroShotConfig:
         _refuse(not self.templates, "templates: give at least one, as 'A photo of a {}.'")
         for template in self.templates:
             _refuse("{}" not in template, f"template {template!r}: put {{}} where the class name goes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbeConfig:
+    """How to train and test a linear probe (paper A.3).
+
+    Attributes:
+        model: Checkpoint folder.
+        train: Labelled training images, in any form that ``dataset`` may have.
+        validation: Labelled images to find the penalty with; unless given, a share of the training images.
+        dataset: Labelled test images.
+        known_as: A dataset of the paper (:mod:`model.registry`), whose name, metric and prompts it has.
+        name: The dataset's name in ``eval_dataset``; its folder's name unless given.
+        metric: The dataset's own (Table 9).
+        validation_share: Share of each class that validates, if there is no ``validation``.
+        penalty: The L2 penalty (the paper's lambda); found by search unless given.
+        shots: Also train with so many images of each class.
+        seed: Of the split and of the shots.
+        batch_size: Images encoded at once.
+        threads: Of torch on the CPU; 0 takes torch's own choice.
+        device: Where to compute; ``auto`` takes a GPU if there is one.
+    """
+
+    model: str | None = input_path()
+    train: str | None = input_path()
+    validation: str | None = input_path()
+    dataset: str | None = input_path()
+    known_as: str | None = None
+    name: str | None = None
+    metric: Metric = "accuracy"
+    validation_share: float = 0.2
+    penalty: float | None = None
+    shots: tuple[int, ...] = ()
+    seed: int = 0
+    batch_size: int = unhashed(256)
+    threads: int = unhashed(0)
+    device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
+
+    def __post_init__(self) -> None:
+        _refuse(self.batch_size < 1, f"batch_size {self.batch_size}: choose at least 1")
+        _refuse(self.threads < 0, f"threads {self.threads}: choose 0 or more")
+        share = self.validation_share
+        _refuse(not 0 < share < 1, f"validation_share {share}: choose between 0 and 1")
+        _refuse(self.penalty is not None and self.penalty <= 0, f"penalty {self.penalty}: choose above 0")
+        _refuse(any(n < 1 for n in self.shots), f"shots {self.shots}: choose at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """How to evaluate retrieval (paper E.1).
+
+    Attributes:
+        model: Checkpoint folder.
+        dataset: Images with captions: WebDataset tars, Parquet, or CSV with a path and a caption column.
+        captions: Column of the captions, or their ending in tars, if another than the usual names.
+        template: What a caption is put into; the paper puts "a photo of" before each.
+        known_as: A dataset of the paper (:mod:`model.registry`), whose name, metric and prompts it has.
+        name: The dataset's name in ``eval_dataset``; its folder's name unless given.
+        batch_size: Images or texts encoded at once.
+        threads: Of torch on the CPU; 0 takes torch's own choice.
+        device: Where to compute; ``auto`` takes a GPU if there is one.
+    """
+
+    model: str | None = input_path()
+    dataset: str | None = input_path()
+    captions: str | None = None
+    template: str = "{}"
+    known_as: str | None = None
+    name: str | None = None
+    batch_size: int = unhashed(256)
+    threads: int = unhashed(0)
+    device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
+
+    def __post_init__(self) -> None:
+        _refuse(self.batch_size < 1, f"batch_size {self.batch_size}: choose at least 1")
+        _refuse(self.threads < 0, f"threads {self.threads}: choose 0 or more")
+        _refuse("{}" not in self.template, f"template {self.template!r}: put {{}} where the caption goes")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,12 @@ def decode(data: bytes, *, short_side: int) -> Image.Image:
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
+def resize(pixels: np.ndarray, *, short_side: int) -> Image.Image:
+    """Pixels uint8 [H, W, 3], their short side resized (Pillow's bicubic)."""
+    image = Image.fromarray(pixels)
+    return image.resize(_resized(image.size, short_side), Image.Resampling.BICUBIC)
+
+
 def decode_pixels(data: bytes, *, short_side: int, decoder: Decoder) -> np.ndarray:
     """As :func:`decode`, to uint8 [H, W, 3].
 

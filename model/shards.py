@@ -169,7 +169,8 @@ def tar_members(path: str) -> dict[str, dict[str, tuple[int, int]]]:
     return found
 
 
-def _image(parts: dict[str, tuple[int, int]] | None) -> tuple[int, int] | None:
+def tar_image(parts: dict[str, tuple[int, int]] | None) -> tuple[int, int] | None:
+    """First byte and size of the image among a key's members."""
     for ending in IMAGE_ENDINGS:
         if parts is not None and ending in parts:
             return parts[ending]
@@ -232,7 +233,7 @@ def _add_table(rows: _Rows, number: int, tar: str, parquet: str) -> None:
         if row["status"] == "success":
             key = str(row["key"])
             rows.add(
-                number, tar, key, str(row.get("pair_id") or key), str(row["caption"] or ""), _image(found.get(key)),
+                number, tar, key, str(row.get("pair_id") or key), str(row["caption"] or ""), tar_image(found.get(key)),
                 str(row.get("sha256") or row.get("url") or f"{tar} {key}"), _query(row.get("query_id")),
             )  # fmt: skip
 
@@ -251,7 +252,7 @@ def _add_plain(rows: _Rows, number: int, tar: str, captions: Iterable[str]) -> N
     """A WebDataset tar without a table: one sample per caption of each key."""
     with paths.open_input(tar, decompress=False) as file:
         for key, parts in tar_members(tar).items():
-            image = _image(parts)
+            image = tar_image(parts)
             texts: list[str] = []
             for source in captions:
                 ending, _, name = source.partition(".")

@@ -43,11 +43,15 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, out))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, S, S] to [B, out]."""
+    def features(self, x: Tensor) -> Tensor:
+        """[B, 3, S, S] to [B, D], before the projection: what a linear probe reads (paper A.3)."""
         x = self.conv1(x).flatten(2).transpose(1, 2)
         first = self.class_embedding.expand(x.shape[0], 1, -1)
         x = torch.cat([first.to(x.dtype), x], dim=1) + self.positional_embedding
         x = self.transformer(self.ln_pre(x))
-        out: Tensor = self.ln_post(x[:, 0]) @ self.proj
+        out: Tensor = self.ln_post(x[:, 0])
         return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 3, S, S] to [B, out]."""
+        return self.features(x) @ self.proj

@@ -30,7 +30,7 @@ from pipeline.core.progress import duration
 from pipeline.report import results, write_report
 from pipeline.report.figures import AbsentError, open_run
 
-EVALUATION_TASKS = ("zero-shot",)
+EVALUATION_TASKS = ("zero-shot", "linear-probe", "retrieval")
 TABLES = ("run", "queries", "candidates", "select", "fetch", "dedup", "train", "evaluation")
 DEDUP_TABLES = ("train", "embed", "search", "report")
 

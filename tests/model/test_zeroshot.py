@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from model import checkpoint
 from model.config import TrainConfig
+from model.datasets import read_image_folder
+from model.predictions import Predictions
 from model.prompts import class_name, classifier, read_class_names, read_templates
 from model.tokenizer import Tokenizer
 from model.train import run as train
-from model.zeroshot import Predictions, read_image_folder
 from pipeline.cli import main
 from pipeline.core import fakes, tables
 from pipeline.core.contracts import PREDICTIONS
