@@ -71,6 +71,7 @@ def decode_part(
     ):
         size = 0
         waiting = [row for row in rows if needs_decoding(row)]
+        tick(len(rows) - len(waiting))
         results = zip(waiting, decoder.decode(bodies.read(row) for row in waiting), strict=True)
         for row, found in results:
             row |= _decoded(row, found, bodies, config)

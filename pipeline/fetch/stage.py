@@ -164,7 +164,7 @@ class _Run:
 def _body(
     out: str, *, config: FetchConfig, files: list[str], options: RunOptions, beam_options: PipelineOptions
 ) -> StageResult:
-    clear(out, (".*.tmp", "dropped/*"))  # what a killed run was writing
+    clear(out, (".*.tmp", f"{ledger.FOLDER}/.*.tmp", "dropped/*"))  # what a killed run was writing
     retry.move(out, FILES)
     run = _Run(config, out, options, beam_options)
     paths.make_folder(run.work)

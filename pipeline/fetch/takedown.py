@@ -231,7 +231,7 @@ def finish(out: str, request: Request, options: RunOptions) -> None:
     for shard in held.shards:
         paths.remove(stats_file(out, shard))  # a shard without it is not finished
         rewrite(out, shard, goes, request.reason)
-    clear(out, ("dropped/*",))
+    clear(out, (".*.tmp", f"{ledger.FOLDER}/.*.tmp", "dropped/*"))  # a killed one may have left images there
     listed = summarise(out, len(made.extra["shards"]))
     done = _described(out, made, request, listed)
     paths.write_bytes(paths.join(out, manifest.NAME), done.to_json().encode())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -110,6 +111,68 @@ def test_a_retry_asks_for_what_may_pass_and_ends_as_if_it_had_passed_at_once(
     asked_for(site)
     fetch(pairs, out, *more, "--retry")  # nothing left that may pass
     assert asked_for(site) == set()
+
+
+def test_each_retry_spends_a_hosts_quota_again(site: Site, tmp_path: Path) -> None:
+    pairs = pairs_of(tmp_path / "pairs", [site.url(f"/img/{i}.jpg") for i in range(5)])
+    fetch(pairs, tmp_path / "at-once")
+    asked_for(site)
+    more = ("--max-per-host", "2")
+    for flag, rows in ((), 2), (("--retry",), 4), (("--retry",), 5):
+        done = fetch(pairs, tmp_path / "out", *more, *flag)
+        assert done.rows == rows
+        assert done.dropped == ({"host_quota": 5 - rows} if rows < 5 else {})
+        assert len(asked_for(site)) <= 2
+    assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "at-once")
+
+
+def test_what_a_time_budget_left_over_is_asked_for_by_a_retry(site: Site, tmp_path: Path) -> None:
+    pairs = pairs_of(tmp_path / "pairs", [site.url(f"/img/{i}.jpg") for i in range(6)])
+    fetch(pairs, tmp_path / "at-once")
+    site.delay_s = 0.4
+    done = fetch(pairs, tmp_path / "out", "--group-budget-s", "0.5", "--host-concurrency", "1")
+    assert done.dropped["deferred"] == 6 - done.rows > 0
+    site.delay_s = 0.0
+    fetch(pairs, tmp_path / "out", "--retry")
+    assert_same(tmp_path / "at-once", tmp_path / "out")
+
+
+def test_a_run_goes_on_with_another_number_of_groups(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = pairs_of(
+        tmp_path / "pairs", [site.url(f"/img/{i}.jpg", f"127.0.0.{1 + i % 3}") for i in range(9)]
+    )
+    arguments = [
+        "fetch",
+        "--pairs",
+        pairs,
+        "--out",
+        str(tmp_path / "out"),
+        *FLAGS,
+        "--debug",
+        "--max-per-host",
+        "2",
+    ]
+    pipelines = iter((run_pipeline, None))
+
+    def running(build: Any, options: Any) -> None:
+        if (run := next(pipelines)) is None:
+            raise KilledError
+        run(build, options)
+
+    monkeypatch.setattr("pipeline.fetch.stage.run_pipeline", running)
+    with pytest.raises(KilledError):
+        main(arguments)
+    assert len(asked_for(site)) == 6
+    monkeypatch.undo()
+    # Of one host nothing is left staged: only that one still has its quota.
+    for part in (tmp_path / "out/.staging/raw").glob("*.parquet"):
+        table = pq.read_table(part)
+        pq.write_table(table.filter(pc.invert(pc.match_substring(table["fetch_url"], "127.0.0.3"))), part)
+    assert main([*arguments, "--set", "fetch.host_groups=5"]) == 0
+    assert len(asked_for(site)) == 2
+    assert manifest.read(str(tmp_path / "out")).dropped == {"host_quota": 3}
 
 
 class KilledError(Exception):
