@@ -256,13 +256,56 @@ def nearest(queries: np.ndarray, base: np.ndarray, ids: Sequence[str], k: int) -
     if len(ids) > k:
         # FAISS keeps any of several equal rows: where the cut falls among equals, all are compared again.
         torn = np.flatnonzero(similarity[:, k - 1] == similarity[:, k])
-        for start in range(0, len(torn), 256):
-            rows = torn[start : start + 256]
-            every = np.round(queries[rows] @ base.T, DECIMALS)
-            chosen = np.argsort(-every, axis=1, kind="stable")[:, : k + 1]
-            places[rows], similarity[rows] = chosen, np.take_along_axis(every, chosen, axis=1)
+        if len(torn):
+            places[torn], similarity[torn] = _nearest_of_equals(queries[torn], base, k + 1)
     found = np.array(ids, dtype=object)[order][places]
     return _best([Nearest(similarity=similarity, ids=found)], k)
+
+
+def _nearest_of_equals(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best rows by rounded similarity, ties by place, where many rows may be the same vector.
+
+    Each distinct vector is compared once; of its rows only the first k can be among a query's best.
+
+    Returns:
+        Places int64 [N, k] and similarities float32 [N, k].
+    """
+    group = equal_rows(base)
+    by_group = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[by_group], prepend=-1))
+    within = np.arange(len(base)) - np.repeat(starts, np.diff(np.append(starts, len(base))))
+    kept = within < k
+    members = np.full((len(starts), k), len(base), np.int64)
+    members[group[by_group][kept], within[kept]] = by_group[kept]
+    distinct = np.ascontiguousarray(base[members[:, 0]])
+    places, values = [], []
+    for start in range(0, len(queries), 256):
+        every = np.round(queries[start : start + 256] @ distinct.T, DECIMALS)
+        chosen = np.argsort(-every, axis=1, kind="stable")[:, :k]
+        found = members[chosen].reshape(len(every), -1)
+        value = np.repeat(np.take_along_axis(every, chosen, axis=1), k, axis=1)
+        value[found == len(base)] = -np.inf
+        best = np.lexsort((found, -value), axis=1)[:, :k]
+        places.append(np.take_along_axis(found, best, axis=1))
+        values.append(np.take_along_axis(value, best, axis=1))
+    return np.concatenate(places), np.concatenate(values)
+
+
+def equal_rows(values: np.ndarray) -> np.ndarray:
+    """Numbers of groups of equal rows, by first appearance: float32 [N, d] -> int64 [N]."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    weights = np.random.default_rng(0).integers(1, 2**63, values.shape[1], dtype=np.uint64) | np.uint64(1)
+    keys = np.zeros(len(values), np.uint64)
+    for column in range(values.shape[1]):
+        keys += bits[:, column] * weights[column]  # wraps around, as a hash may
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    # Two rows of one key that differ are no group: each of them stands alone.
+    odd = np.flatnonzero((bits != bits[first[group]]).any(axis=1))
+    group[odd] = len(first) + np.arange(len(odd))
+    _, first, group = np.unique(group, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
+    return rank[group]
 
 
 def _best(parts: Sequence[Nearest], k: int) -> Nearest:

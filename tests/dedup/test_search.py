@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from dedup.config import SearchConfig
 from dedup.embed import embeddings_contract, vectors_to_arrow
-from dedup.search import DECIMALS, MergeNearest, nearest, run
+from dedup.search import DECIMALS, CompareBlocks, MergeNearest, equal_rows, nearest, plan_blocks, run
 from pipeline.cli import main
 from pipeline.core import manifest, paths, tables
 from pipeline.core.contracts import EMBEDDINGS, NEIGHBOURS
@@ -207,3 +208,38 @@ def test_what_is_known_of_evaluation_pictures_comes_along(tmp_path: Path) -> Non
     assert found["e2"] == (None, 30, 3.0)
     assert found["plain0000"] == (None, None, None)
     assert len(rows) == 16
+
+
+@settings(max_examples=60)
+@given(rows=st.integers(1, 60), different=st.integers(1, 6), k=st.integers(1, 8), seed=st.integers(0, 1000))
+def test_many_equal_vectors_are_ranked_by_id(rows: int, different: int, k: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    base = _unit(different, 6, seed)[draw.integers(0, different, rows)]
+    ids = [f"i{i:03d}" for i in draw.permutation(rows)]
+    queries = np.concatenate([base[:3], _unit(2, 6, seed + 1)])
+    assert nearest(queries, base, ids, k).ids.tolist() == _brute(queries, base, ids, k)
+    groups = equal_rows(base)
+    assert [(groups == g).sum() for g in groups] == [int((base == row).all(axis=1).sum()) for row in base]
+    assert groups.max() + 1 == len(np.unique(base, axis=0))
+
+
+def test_a_great_many_identical_pictures_take_bounded_memory_and_time(tmp_path: Path) -> None:
+    rows, k = 300_000, 10
+    one = _unit(1, 16, 0)
+    train = _folder(tmp_path / "train", np.repeat(one, rows, axis=0), dataset="t")
+    queries = _folder(tmp_path / "eval", np.concatenate([_unit(500, 16, 1), one]), dataset="e")
+    compare = CompareBlocks([f"{queries}/part-00000.parquet"], k, 1)
+    compare.setup()
+    merge = MergeNearest(k)
+    state = merge.create_accumulator()
+    file = tables.part_files(train, EMBEDDINGS)[0]
+    tracemalloc.start()
+    for block in plan_blocks([file], 16_384)[:6]:
+        for _, found in compare.process(block):
+            state = merge.add_input(state, found)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60e6
+    made = merge.extract_output(state)
+    assert made.ids.tolist() == [[f"t{i:04d}" for i in range(k)]] * 501
+    assert made.similarity[-1] == pytest.approx(np.ones(k), abs=1e-5)
