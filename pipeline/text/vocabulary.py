@@ -53,10 +53,10 @@ class Vocabulary:
 
     def _by_words(self, words: list[str], page: str | None) -> tuple[bool | None, float]:
         """Whether the words say English (``None``: they do not say), and the share of known ones."""
-        known = sum(1 for w in words if is_known(w, self._known))
+        known = sum(1 for w in words if w in self._known or is_known(w, self._known))
         share = known / len(words)
-        english = sum(1 for w in words if w in TELLING)
-        foreign = sum(1 for w in words if w in FOREIGN)
+        english = sum(map(TELLING.__contains__, words))
+        foreign = sum(map(FOREIGN.__contains__, words))
         marked = sum(1 for w in words if not w.isascii() and w not in self._known)
         if marked and len(words) >= 4:  # "at the Café Élan": in a longer text a borrowed word proves little
             marked = sum(1 for w in words if not w.isascii() and _plain(w) not in self._known)

@@ -169,7 +169,9 @@ def test_langdetect_breaks_ties_only(
         asked.append(text)
         return answer(str(tie))
 
-    monkeypatch.setattr(FasttextLite, "most_probable", lambda *_: [answer(first)])
+    monkeypatch.setattr(
+        FasttextLite, "with_english", lambda *_: (answer(first), 0.9 if first == "en" else 0.0)
+    )
     monkeypatch.setattr(Cld2, "detect", lambda *_: answer(second))
     monkeypatch.setattr(Langdetect, "detect", break_tie)
     found = Cascade(()).detect("lighthouse keeper")  # a list so small that its words say nothing
