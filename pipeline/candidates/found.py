@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 REASONS = (
     "no_text",  # an image without any text
@@ -25,8 +26,7 @@ REASONS = (
 MAX_URL_CHARS = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(NamedTuple):
     """One image URL with one text; see the contract ``candidates/1``."""
 
     url: str

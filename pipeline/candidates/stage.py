@@ -107,12 +107,9 @@ def read_split(split: Split, config: CandidatesConfig, pages: PageReader) -> Ite
 
 def table_of(pairs: Iterable[Pair]) -> pa.Table:
     """Pairs as a ``candidates/1`` table, ``pair_id`` filled in."""
-    listed = list(pairs)
-    columns = {
-        "pair_id": [pair_id(p.url, p.text) for p in listed],
-        **{name: [getattr(p, name) for p in listed] for name in Pair.__dataclass_fields__},
-    }
-    return pa.table(columns, schema=CANDIDATES.schema)
+    columns = dict(zip(Pair._fields, zip(*pairs, strict=True), strict=True))
+    ids = [pair_id(url, text) for url, text in zip(columns["url"], columns["text"], strict=True)]
+    return pa.table({"pair_id": ids, **columns}, schema=CANDIDATES.schema)
 
 
 class Extract(beam.DoFn):
