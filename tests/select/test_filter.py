@@ -42,7 +42,7 @@ def tools(rules: str, language: str, matching: str) -> Tools:
 
 
 def batch(found: list[tuple[str, str | None]]) -> pa.Table:
-    rows = [
+    rows: list[dict[str, object]] = [
         {
             "pair_id": pair_id(f"http://x.test/{i}", text), "url": f"http://x.test/{i}", "text": text,
             "text_source": "alt", "page_language": page, "rights": [], "origin": "t", "origin_offset": i,
