@@ -84,6 +84,13 @@ def check(out: str, config: Any) -> None:
         )
 
 
+def takedowns(out: str) -> list[Any]:
+    """What was taken down from a folder before it is fetched again: it stays down, and on record."""
+    if not under_way(out):
+        return []
+    return list(manifest.read(paths.join(out, PREVIOUS)).extra.get("takedowns", []))
+
+
 def clean(out: str, folders: Iterable[str]) -> None:
     """Removes what a finished folder needs no more."""
     for name in (PREVIOUS, MARKER, *folders):

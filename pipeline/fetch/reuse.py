@@ -8,6 +8,7 @@ fetched again if the other folder kept fewer pixels, or another part of the pict
 from __future__ import annotations
 
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from PIL import Image
 from pipeline.core import manifest, paths, tables
 from pipeline.core.config import decisive
 from pipeline.core.contracts import SHARDS
-from pipeline.core.errors import ContractError, InputError
+from pipeline.core.errors import ContractError, InputError, UsageError
 from pipeline.fetch import ledger
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.images import Stored, resized, sniff
@@ -70,6 +71,17 @@ class Source:
     ready: bool
     same: bool
     name: str
+
+
+def check_apart(path: str, out: str) -> None:
+    """Refuses to reuse the output folder itself, which is cleared before anything is taken from it.
+
+    Raises:
+        UsageError: Both are one folder.
+    """
+    one, other = (os.path.realpath(paths.filesystem(p)[1]) for p in (path, out))
+    if one == other:
+        raise UsageError("--reuse names the output folder", where=path, hint="use --retry to fetch it again")
 
 
 def open_source(path: str, config: FetchConfig, *, itself: bool = False) -> Source:
@@ -321,10 +333,10 @@ def removed_ids(sources: Sequence[Source]) -> dict[str, str]:
 
 
 def described(sources: Sequence[Source], counts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """What the manifest says of sources: their identity and how many URLs came from each."""
+    """What the manifest says of sources: their identity, not where they lie, and how many URLs came from each."""
     return [
         {
-            "path": source.path,
+            "name": source.path.rstrip("/").rpartition("/")[2],
             **({"manifest_sha256": manifest.read(source.path).sha256} if source.ours else {}),
             "urls": counts.get(source.path, 0),
         }

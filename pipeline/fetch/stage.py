@@ -65,6 +65,7 @@ def run(config: FetchConfig, out: str, options: RunOptions) -> Manifest | None:
     beam_options = pipeline_options(options.beam)
     files = tables.part_files(config.pairs, PAIRS)
     for path in config.reuse:
+        reuse.check_apart(path, out)
         reuse.open_source(path, config)
     if config.top_up:
         top_up.check(config.pairs)
@@ -187,6 +188,8 @@ def _body(
     if todo:
         with Progress("shards", total=plan.rows, unit="pairs", quiet=options.quiet):
             run_pipeline(partial(_build_shards, plan, todo, joined, final, run), beam_options)
+    if earlier := retry.takedowns(out):
+        extra["takedowns"] = earlier
     decoded = indexes(paths.join(run.work, DECODED))
     if decoded:
         build = partial(ledger.build_ledger, decoded, 1 + rows // ledger.PART_ROWS, out)

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+
+from pipeline.core.fakes import jpeg
 from tests.fetch.hostile import Site
 from tests.fetch.test_stage import FLAGS, assert_same, fetch, pairs_of
 
@@ -77,7 +80,9 @@ def count(folder: Path, pattern: str) -> int:
 
 def test_killed_at_twenty_moments_it_ends_as_if_undisturbed(site: Site, tmp_path: Path) -> None:
     draw = random.Random(20)
-    urls = [site.url(f"/img/{i}.jpg", f"127.0.0.{1 + i % HOSTS}") for i in range(IMAGES)]
+    for i in range(IMAGES):  # each its own picture, drawn once
+        site.add(f"/{i}.jpg", jpeg(Image.new("RGB", (40, 40), (i % 256, i // 256, 99))))
+    urls = [site.url(f"/{i}.jpg", f"127.0.0.{1 + i % HOSTS}") for i in range(IMAGES)]
     pairs, out = pairs_of(tmp_path / "pairs", urls), tmp_path / "killed"
     fetch(pairs, tmp_path / "calm", *MORE)
     site.hits.clear()

@@ -252,7 +252,7 @@ def test_what_another_run_fetched_is_copied_byte_for_byte(site: Site, tmp_path: 
     assert asked_for(site) == {f"/img/{i}.jpg" for i in range(6, 10)}
     assert shard_bytes(tmp_path / "new") == shard_bytes(tmp_path / "direct")
     assert ledger_of(tmp_path / "new") == ledger_of(tmp_path / "direct")
-    assert [(r["path"], r["urls"]) for r in done.extra["reused"]] == [(str(tmp_path / "old"), 7)]
+    assert [(r["name"], r["urls"]) for r in done.extra["reused"]] == [("old", 7)]
     assert done.extra["reused"][0]["manifest_sha256"] == manifest.read(str(tmp_path / "old")).sha256
 
 
@@ -396,11 +396,12 @@ def test_what_cannot_be_reused_is_one_line(
 
     def line(path: str) -> str:
         out = ("--out", str(tmp_path / "out"), *FLAGS)
-        assert main(["fetch", "--pairs", pairs, "--reuse", path, *out]) == 1
+        assert main(["fetch", "--pairs", pairs, "--reuse", path, *out]) != 0
         text = capsys.readouterr().err
         assert text.count("\n") == 1
         return text
 
+    assert "use --retry" in line(str(tmp_path / "other/../out"))
     assert "no such folder" in line(str(tmp_path / "nowhere"))
     assert "expected shards/1, found pairs/1" in line(pairs)
     (tmp_path / "empty").mkdir()
