@@ -25,7 +25,7 @@ BATCH_SIZES = {"resnet50": 1712, "general": 128, "small": 64}
 COPIES, SCATTER_COPIES = 5, 3
 # The head sees its features ready-made, so it can see many more pairs than the network.
 HEAD_PAIRS_PER_PAIR, HEAD_BATCH, HEAD_RATE, HEAD_DECAY = 20, 256, 2e-3, 0.1
-WHOLE_RATE = 1e-3
+WHOLE_RATE = 2e-3
 Prepare = Callable[[Image.Image], np.ndarray]
 
 
