@@ -5,13 +5,18 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+_STRIP = 256  # rows
+
 
 def opaque(image: Image.Image) -> Image.Image:
     """The first frame as 8-bit L, RGB or CMYK; what is transparent shows white."""
     if image.mode.startswith("I"):
         # Pillow's own conversion clips 16 bits at 255: nearly all of a picture turns white.
-        values = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8))
+        values = np.asarray(image)
+        made = np.empty(values.shape, dtype=np.uint8)
+        for top in range(0, len(values), _STRIP):  # floats of a whole large picture would be 400 MB
+            made[top : top + _STRIP] = np.clip(np.rint(values[top : top + _STRIP] / 257.0), 0, 255)
+        return Image.fromarray(made)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, "white")

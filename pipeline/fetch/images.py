@@ -121,7 +121,7 @@ def process(body: bytes, config: FetchConfig) -> Stored | Refusal:
     """Decodes, checks, resizes and encodes one image.
 
     Whatever its bytes do to the decoder is this image's own ``decode_error``; a shard never fails for one image. A
-    picture that ends before its last row is one too: half a picture is grey, and its text speaks of the whole.
+    file that is cut short is one too: half of its picture would be grey, and its text speaks of the whole.
     """
     admitted = admit(body, config)
     if isinstance(admitted, Refusal):
@@ -179,11 +179,13 @@ def decode_error(name: str, error: Exception) -> Refusal:
 
 def _process(admitted: Admitted, config: FetchConfig) -> Stored:
     image = admitted.image
-    exif = image.getexif()
+    _check_shape(image.size, config)
+    if admitted.format != "jpeg":
+        image.load()  # EXIF may stand behind the pixels: Pillow would decode to reach it
+    exif = _exif(image)
     turn = _TURNS.get(_orientation(exif))
     sides = turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8])
     original = (image.height, image.width) if sides else image.size
-    _check_shape(original, config)
     target = resized(original, config)
     _check_area(target, config)
     raw_target = (target[1], target[0]) if sides else target
@@ -257,6 +259,14 @@ def _check_shape(size: tuple[int, int], config: FetchConfig) -> None:
         raise _RefusedError("too_small", f"{size[0]}x{size[1]}")
     if long > short * config.max_aspect_ratio:
         raise _RefusedError("aspect_ratio", f"{size[0]}x{size[1]}")
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    """The picture's EXIF; none if it is damaged, which no viewer minds."""
+    try:
+        return image.getexif()
+    except Exception:
+        return Image.Exif()
 
 
 def _orientation(exif: Image.Exif) -> int:
