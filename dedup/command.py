@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dedup.config import AuditConfig, EmbedConfig, ReportConfig, SearchConfig, TrainConfig
+from dedup.config import AuditConfig, EmbedConfig, GroupsConfig, ReportConfig, SearchConfig, TrainConfig
 from pipeline.core.command import Command, Task, path_list
 
 _PICTURES = "shards, a folder of pictures (class folders or not), picture files, or Parquet with `image`"
@@ -36,6 +36,17 @@ def _search(made: argparse.ArgumentParser) -> None:
     made.add_argument("--train", metavar="DIR", help="embeddings of the training set")
     path_list(made, "--eval", help="embeddings of evaluation sets")
     made.add_argument("--k", type=int, metavar="N", help="neighbours of each picture (default 10)")
+    _threads(made)
+
+
+def _groups(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--train", metavar="DIR", help="embeddings of the training set")
+    made.add_argument(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="similarity from which on two belong together; default: calibrated",
+    )
     _threads(made)
 
 
@@ -124,6 +135,15 @@ COMMANDS: tuple[Command | Task, ...] = (
         arguments=_search,
         stage="dedup.search:run",
         table="dedup.search",
+        beam=True,
+    ),
+    Command(
+        name="dedup groups",
+        help="groups of near-duplicates within the training set, and which of each to keep",
+        config=GroupsConfig,
+        arguments=_groups,
+        stage="dedup.groups:run",
+        table="dedup.groups",
         beam=True,
     ),
     Task(

@@ -186,6 +186,30 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupsConfig:
+    """``wit dedup groups``: near-duplicates within the training set.
+
+    Attributes:
+        train: Embeddings of the training set.
+        threshold: Similarity from which on two pictures belong together; default: the detector's calibrated one.
+        block_rows: Rows held in memory while all rows after them stream past.
+        threads: Threads of each worker's arithmetic.
+    """
+
+    train: str | None = input_path()
+    threshold: float | None = None
+    block_rows: int = unhashed(32_768)
+    threads: int = unhashed(1)
+
+    def __post_init__(self) -> None:
+        for name in ("block_rows", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        if self.threshold is not None and not -1 < self.threshold <= 1:
+            raise ValueError(f"threshold must lie in (-1, 1], is {self.threshold}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """``wit dedup report`` [Section 5].
 

@@ -294,7 +294,8 @@ def _nearest_of_equals(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[n
 def equal_rows(values: np.ndarray) -> np.ndarray:
     """Numbers of groups of equal rows, by first appearance: float32 [N, d] -> int64 [N]."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    weights = np.random.default_rng(0).integers(1, 2**63, values.shape[1], dtype=np.uint64) | np.uint64(1)
+    odds = np.random.default_rng(0).integers(1, 2**62, size=(values.shape[1],), dtype=np.uint64)
+    weights = 2 * odds + 1
     keys = np.zeros(len(values), np.uint64)
     for column in range(values.shape[1]):
         keys += bits[:, column] * weights[column]  # wraps around, as a hash may

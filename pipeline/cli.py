@@ -33,6 +33,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "dedup show-augmentations": ("dedup.command", "a contact sheet of what the detector learns to see through"),
     "dedup embed": ("dedup.command", "embed images with the detector"),
     "dedup search": ("dedup.command", "find evaluation images' nearest training images"),
+    "dedup groups": ("dedup.command", "groups of near-duplicates within the training set"),
     "dedup review": ("dedup.command", "label pairs on a local page and set each data set's threshold"),
     "dedup audit": ("dedup.command", "embed, search and report in one go"),
     "dedup report": ("dedup.command", "All/Clean/Overlap accuracies with their statistics"),

@@ -261,6 +261,20 @@ NEIGHBOURS = Contract(
     made_by="wit dedup search",
 )
 
+GROUPS = Contract(
+    "groups",
+    1,
+    pa.schema(
+        [
+            _required("pair_id", pa.string()),
+            _required("group", pa.string()),  # the smallest pair_id of the group
+            _required("similarity", pa.float32()),  # to the most similar other picture of the group
+            _required("keep", pa.bool_()),  # true for one picture of each group
+        ]
+    ),
+    made_by="wit dedup groups",
+)
+
 PREDICTIONS = Contract(
     "predictions",
     1,
@@ -291,6 +305,6 @@ DROPPED = Contract(
 ALL = {
     c.id: c
     for c in (
-        QUERIES, CANDIDATES, PAIRS, QUERY_COUNTS, SHARDS, EMBEDDINGS, NEIGHBOURS, PREDICTIONS, DROPPED,
+        QUERIES, CANDIDATES, PAIRS, QUERY_COUNTS, SHARDS, EMBEDDINGS, NEIGHBOURS, GROUPS, PREDICTIONS, DROPPED,
     )
 }  # fmt: skip

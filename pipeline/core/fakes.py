@@ -15,6 +15,7 @@ from pipeline.core import paths, tables, tars
 from pipeline.core.contracts import (
     CANDIDATES,
     EMBEDDINGS,
+    GROUPS,
     NEIGHBOURS,
     PAIRS,
     PREDICTIONS,
@@ -43,6 +44,7 @@ def fake_table(contract: Contract, rows: int, *, seed: int = 0) -> pa.Table:
         PAIRS.id: _pairs,
         EMBEDDINGS.id: _embeddings,
         NEIGHBOURS.id: _neighbours,
+        GROUPS.id: _groups,
         PREDICTIONS.id: _predictions,
     }
     made = makers[contract.id](rows, random.Random(seed))
@@ -223,6 +225,19 @@ def _neighbours(rows: int, draw: random.Random) -> list[dict[str, object]]:
         }
         for i in range(rows)
     ]
+
+
+def _groups(rows: int, draw: random.Random) -> list[dict[str, object]]:
+    made: list[dict[str, object]] = []
+    for first in range(0, rows - 1, 2):
+        # An odd number of rows gives one group of three.
+        count = 3 if first == rows - 3 else 2
+        ids = sorted(pair_id("u", str(first + i)) for i in range(count))
+        similarity = draw.uniform(0.9, 1)
+        made += [{"pair_id": i, "group": ids[0], "similarity": similarity, "keep": i == ids[0]} for i in ids]
+        if count == 3:
+            break
+    return made
 
 
 def _predictions(rows: int, draw: random.Random) -> list[dict[str, object]]:
