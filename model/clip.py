@@ -73,6 +73,12 @@ class CLIP(nn.Module):
         out: Tensor = self.visual(images)
         return out
 
+    def recompute_activations(self) -> None:
+        """Trades a second forward pass for memory, in both towers (gradient checkpointing, paper 2.5)."""
+        for module in self.modules():
+            if isinstance(module, Transformer | ModifiedResNet):
+                module.recompute = True
+
     def image_features(self, images: Tensor) -> Tensor:
         """What a linear probe reads (paper A.3): a ViT's state before its projection, a ResNet's embedding."""
         if isinstance(self.visual, VisionTransformer):

@@ -25,6 +25,15 @@ def _train(made: argparse.ArgumentParser) -> None:
         "--learning-rate", dest="learning_rate", type=float, metavar="X", help="peak learning rate"
     )
     made.add_argument("--precision", choices=("fp32", "bf16"), default=None, help="fp32, or bf16 autocast")
+    made.add_argument(
+        "--accumulation", type=int, metavar="N", help="parts of a batch in memory one by one (1)"
+    )
+    made.add_argument(
+        "--recompute",
+        action="store_true",
+        default=None,
+        help="keep no activations: less memory, a third more time",
+    )
     made.add_argument("--seed", type=int, metavar="N", help="seed of weights, order, captions and crops")
     made.add_argument(
         "--query-cap", dest="query_cap", type=int, metavar="N", help="images of a query in an epoch (all)"

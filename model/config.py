@@ -47,6 +47,9 @@ class TrainConfig:
         epsilon: Of Adam, if another than the preset's (1e-8 ResNet, 1e-6 ViT; Table 18).
         weight_decay: Decoupled, on all weights that are not gains or biases (Table 18).
         precision: ``fp32``, or ``bf16`` for autocast to bfloat16.
+        accumulation: Parts of a process's batch that are in memory one after another; equal to the whole batch for
+            ViTs, while ResNets normalise by part.
+        recompute: Compute activations again in the backward pass instead of keeping them.
         seed: Of initialisation, order, captions and crops.
         captions: In plain WebDataset tars, the captions of a sample: endings of text members, or ``json.FIELD``.
         query_cap: At most so many images of each query in an epoch, others in each; none unless given.
@@ -86,6 +89,8 @@ class TrainConfig:
     epsilon: float | None = None
     weight_decay: float = 0.2
     precision: Literal["fp32", "bf16"] = "fp32"
+    accumulation: int = 1
+    recompute: bool = unhashed(False)
     seed: int = 0
     captions: tuple[str, ...] = ("txt",)
     query_cap: int | None = None
@@ -99,7 +104,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "checkpoint_steps"):
+        for name in ("batch_size", "epochs", "checkpoint_steps", "accumulation"):
             _refuse(getattr(self, name) < 1, f"{name} {getattr(self, name)}: choose at least 1")
         for name in ("warmup_steps", "weight_decay", "cache_bytes", "threads", "seed"):
             _refuse(getattr(self, name) < 0, f"{name} {getattr(self, name)}: choose 0 or more")

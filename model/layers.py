@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.gradients import recomputed
+
 
 class QuickGELU(nn.Module):
     """``x * sigmoid(1.702 x)``: the activation of OpenAI's released weights."""
@@ -77,7 +79,13 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks (``resblocks.0`` …)."""
+    """A stack of blocks (``resblocks.0`` …).
+
+    Attributes:
+        recompute: Keep no activations inside blocks; compute them again in the backward pass.
+    """
+
+    recompute = False
 
     def __init__(self, width: int, layers: int, heads: int, *, causal: bool, quick_gelu: bool) -> None:
         super().__init__()
@@ -90,8 +98,12 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] to [B, L, D]."""
-        out: Tensor = self.resblocks(x)
-        return out
+        if not self.recompute:
+            out: Tensor = self.resblocks(x)
+            return out
+        for block in self.resblocks:
+            x = recomputed(block, x)
+        return x
 
 
 class AttentionPool(nn.Module):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.gradients import recomputed
 from model.layers import AttentionPool
 
 EXPANSION = 4
@@ -61,7 +62,12 @@ class ModifiedResNet(nn.Module):
         width: Channels after the stem; the last stage has ``width * 4 * 2 ** (stages - 1)``.
         image_size: Pixels of the square input; a multiple of the total stride ``4 * 2 ** (stages - 1)``.
         out: Dimension of the joint embedding.
+
+    Attributes:
+        recompute: Keep no activations inside blocks; compute them again in the backward pass.
     """
+
+    recompute = False
 
     def __init__(self, *, layers: Sequence[int], width: int, image_size: int, out: int) -> None:
         super().__init__()
@@ -107,6 +113,10 @@ class ModifiedResNet(nn.Module):
         x = F.relu(self.bn3(self.conv3(x)), inplace=True)
         x = self.avgpool(x)
         for name in self.stages:
-            x = getattr(self, name)(x)
+            if self.recompute:
+                for block in getattr(self, name):
+                    x = recomputed(block, x)
+            else:
+                x = getattr(self, name)(x)
         out: Tensor = self.attnpool(x)
         return out

@@ -1,4 +1,4 @@
-"""``wit train``: the paper's training loop over the builder's shards (paper 2.5), one process.
+"""``wit train``: the paper's training loop over the builder's shards (paper 2.5), in one process or under torchrun.
 
 Every random draw is a function of the seed and the position (epoch, sample), so the state of a run is its step, its
 position, the weights and the optimiser's moments: an interrupted run that goes on equals one that never stopped.
@@ -6,17 +6,25 @@ position, the weights and the optimiser's moments: an interrupted run that goes 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-from model import checkpoint
+from model import checkpoint, distributed
 from model.clip import CLIP, normalise
 from model.config import TrainConfig
 from model.data import Batch, Loader
-from model.loss import clamp_logit_scale, contrastive_loss
+from model.gradients import accumulate
+from model.loss import clamp_logit_scale, contrastive_loss, local_loss
 from model.optim import adamw, learning_rate_at
 from model.shards import Index, read_index, shard_files
 from model.tokenizer import Tokenizer
@@ -28,7 +36,7 @@ from pipeline.core.progress import Progress
 from pipeline.core.stage import RunOptions, StageResult, run_stage
 
 METRICS, BAD_BATCH = "metrics.jsonl", "bad-batch.txt"
-OWNED = (checkpoint.WEIGHTS, checkpoint.CONFIG, checkpoint.STATE, METRICS, BAD_BATCH)
+OWNED = (checkpoint.WEIGHTS, checkpoint.CONFIG, *checkpoint.STATES, METRICS, BAD_BATCH)
 
 
 def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
@@ -46,28 +54,54 @@ def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
     if not options.dry_run:
         shard_files(config.shards)  # refuses before anything is written
 
-    def body(folder: str) -> StageResult:
-        trainer = Trainer(config, folder, read_index(config.shards, captions=config.captions))
-        try:
-            return trainer.train(quiet=options.quiet)
-        finally:
-            trainer.loader.close()
+    distributed.start(device_of(config.device))
+    try:
+        if distributed.rank() == 0:
+            return _run_first(config, out, options)
+        if distributed.told_by_first(None):
+            _train(config, out, quiet=True)
+        return None
+    finally:
+        distributed.stop()
 
-    return run_stage(
-        body,
-        stage="train",
-        contract=checkpoint.CONTRACT,
-        config=config,
-        inputs=config.shards,
-        out=out,
-        options=options,
-        owned=OWNED,
-        resumable=True,
-    )
+
+def _run_first(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
+    """Runs the stage in the process that writes; the others wait to hear whether there is anything to do."""
+    told = False
+
+    def body(folder: str) -> StageResult:
+        nonlocal told
+        told = True
+        distributed.told_by_first(True)
+        return _train(config, folder, quiet=options.quiet)
+
+    try:
+        return run_stage(
+            body,
+            stage="train",
+            contract=checkpoint.CONTRACT,
+            config=config,
+            inputs=config.shards,
+            out=out,
+            options=options,
+            owned=OWNED,
+            resumable=True,
+        )
+    finally:
+        if not told:
+            distributed.told_by_first(False)
+
+
+def _train(config: TrainConfig, folder: str, *, quiet: bool) -> StageResult:
+    trainer = Trainer(config, folder, read_index(config.shards, captions=config.captions))
+    try:
+        return trainer.train(quiet=quiet)
+    finally:
+        trainer.loader.close()
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a configuration's ``device``.
+    """The device of a configuration's ``device``; under torchrun, each process's own GPU.
 
     Raises:
         UsageError: A GPU is asked for and there is none.
@@ -76,6 +110,8 @@ def device_of(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("no GPU that torch can use", found="device = cuda", hint="set device to cpu or auto")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return torch.device(name)
 
 
@@ -107,6 +143,10 @@ class Trainer:
         self.model = CLIP(architecture).to(self.device)
         # Convolutions are about twice as fast so on CPUs and GPUs.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.recompute:
+            self.model.recompute_activations()
+        # What a step calls: under torchrun it averages the processes' gradients.
+        self.net = self.model if distributed.ranks() == 1 else DistributedDataParallel(self.model)
         self.rates = config.optimiser()
         self.optimiser = adamw(
             self.model,
@@ -127,7 +167,10 @@ class Trainer:
             decoder=config.decoder,
             workers=workers_for(config.workers, self.device),
             query_cap=config.query_cap,
+            rank=distributed.rank(),
+            ranks=distributed.ranks(),
         )
+        self._check_parts()
         self.step = 0
         self.metrics: list[str] = []
         self.total_steps = config.steps or config.epochs * self.loader.steps_per_epoch
@@ -140,31 +183,57 @@ class Trainer:
                 hint="set warmup_steps",
             )
 
+    def _check_parts(self) -> None:
+        own = self.config.batch_size // distributed.ranks()
+        if own % self.config.accumulation:
+            raise UsageError(
+                "a process's batch cannot be cut into equal parts",
+                where="train.accumulation",
+                expected=f"a divisor of {own:,}",
+                found=self.config.accumulation,
+            )
+
     def train(self, *, quiet: bool) -> StageResult:
-        """Trains from the last checkpoint, or from the beginning, to the end."""
+        """Trains from the last checkpoint, or from the beginning, to the end.
+
+        Raises:
+            StageFailedError: The loss is not finite, or the process was asked to end (SIGTERM); the latter is saved.
+        """
         last = self._restore()
         self.model.train()
         total = self.total_steps * self.config.batch_size
         try:
-            with Progress("train", total=total, unit="images", quiet=quiet) as shown:
+            with (
+                Progress("train", total=total, unit="images", quiet=quiet) as shown,
+                _asked_to_end() as asked,
+            ):
                 shown.update(self.step * self.config.batch_size)
                 while self.step < self.total_steps:
                     last = self.train_step(self.loader.next_batch())
                     self.metrics.append(json.dumps(last))
-                    if self.step % self.config.checkpoint_steps == 0 and self.step < self.total_steps:
+                    ending = distributed.any_of_all(bool(asked), self.device)
+                    due = self.step % self.config.checkpoint_steps == 0 and self.step < self.total_steps
+                    if due or ending:
                         self._save()
+                    if ending:
+                        raise StageFailedError(
+                            f"stopped by a signal after step {self.step:,}",
+                            where=self.folder,
+                            hint="it is saved: the same command goes on from there",
+                        )
                     note = f"step {self.step}, loss {last['loss']:.3f}, scale {last['scale']:.1f}"
                     shown.update(self.config.batch_size, note=note)
         except StageFailedError:
             self._save_metrics()  # the curve that led to the failure
             raise
         self._save()
-        checkpoint.save_model(self.folder, self.model, name=self.config.model)
-        dropped = self.loader.dropped()
-        inner = paths.join(self.folder, "dropped")
-        tables.write_table(
-            paths.join(inner, tables.part_name(0)), tables.dropped_table("train", dropped), DROPPED
-        )
+        for corrupt in distributed.of_all(self.loader.corrupt):
+            self.loader.corrupt |= corrupt
+        if distributed.rank() == 0:
+            checkpoint.forget_previous_state(self.folder)
+            checkpoint.save_model(self.folder, self.model, name=self.config.model)
+            table = tables.dropped_table("train", self.loader.dropped())
+            tables.write_table(paths.join(self.folder, "dropped", tables.part_name(0)), table, DROPPED)
         return StageResult(
             rows=len(self.loader.index.pair_ids) - len(self.loader.corrupt),
             rows_in=self.loader.index.rows_in,
@@ -194,14 +263,17 @@ class Trainer:
             group["lr"] = rate
         images = normalise(torch.from_numpy(batch.images).to(self.device))
         tokens = torch.from_numpy(batch.tokens).to(self.device)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
-            image, text, scale = self.model(images, tokens)
-        loss = contrastive_loss(image, text, scale)
-        value = loss.item()
-        if not math.isfinite(value):
-            self._refuse(batch, value)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        if self.config.accumulation > 1:
+            loss, scale = accumulate(
+                self._embed, self._loss, images, tokens, parts=self.config.accumulation, model=self.net
+            )
+            value = self._finite(batch, loss)
+        else:
+            image, text, scale = self._embed(images, tokens)
+            loss = self._loss(image, text, scale)
+            value = self._finite(batch, loss)
+            loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         clamp_logit_scale(self.model.logit_scale)
         self.step += 1
@@ -213,10 +285,28 @@ class Trainer:
             "lr": rate,
         }
 
+    def _embed(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
+            found: tuple[Tensor, Tensor, Tensor] = self.net(images, tokens)
+        return found
+
+    def _loss(self, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        # One process keeps the one matrix of similarities that both directions share.
+        return (contrastive_loss if distributed.ranks() == 1 else local_loss)(image, text, scale)
+
+    def _finite(self, batch: Batch, loss: Tensor) -> float:
+        """The loss of all processes, if it is a number."""
+        value = distributed.mean_of_all(loss).item()
+        if not math.isfinite(value):
+            self._refuse(batch, value)
+        return value
+
     def _refuse(self, batch: Batch, value: float) -> None:
-        ids = [self.loader.index.pair_ids[int(s)].as_py() for s in batch.samples]
+        own = [self.loader.index.pair_ids[int(s)].as_py() for s in batch.samples]
+        ids = [name for names in distributed.of_all(own) for name in names]
         path = paths.join(self.folder, BAD_BATCH)
-        paths.write_bytes(path, ("\n".join(ids) + "\n").encode())
+        if distributed.rank() == 0:
+            paths.write_bytes(path, ("\n".join(ids) + "\n").encode())
         raise StageFailedError(
             f"the loss is not finite at step {self.step + 1}",
             where=", ".join(ids[:3]) + (", …" if len(ids) > 3 else ""),
@@ -225,20 +315,24 @@ class Trainer:
         )
 
     def _save_metrics(self) -> None:
-        text = "".join(f"{line}\n" for line in self.metrics)
-        paths.write_bytes(paths.join(self.folder, METRICS), text.encode())
+        if distributed.rank() == 0:
+            text = "".join(f"{line}\n" for line in self.metrics)
+            paths.write_bytes(paths.join(self.folder, METRICS), text.encode())
 
     def _save(self) -> None:
         self._save_metrics()  # first: the state must never be ahead of its metrics
-        state = {
-            "step": self.step,
-            "epoch": self.loader.epoch,
-            "place": self.loader.place,
-            "corrupt": self.loader.corrupt,
-            "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-        checkpoint.save_state(self.folder, state)
+        loader = self.loader
+        positions = distributed.of_all(
+            {"epoch": loader.epoch, "place": loader.place, "corrupt": loader.corrupt}
+        )
+        if distributed.rank() == 0:
+            state = {
+                "step": self.step,
+                "positions": positions,
+                "model": self.model.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+            }
+            checkpoint.save_state(self.folder, state)
 
     def _restore(self) -> dict[str, float]:
         """Loads the last checkpoint, if any, and cuts the metrics back to it; returns the last metrics."""
@@ -254,8 +348,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
-        self.loader.corrupt = dict(state["corrupt"])
-        self.loader.go_to(state["epoch"], state["place"])
+        self._restore_position(state["positions"])
         path = paths.join(self.folder, METRICS)
         self.metrics = paths.read_bytes(path).decode().splitlines()[: self.step]
         if len(self.metrics) != self.step:
@@ -268,3 +361,29 @@ class Trainer:
             )
         last: dict[str, float] = json.loads(self.metrics[-1])
         return last
+
+    def _restore_position(self, positions: list[dict[str, Any]]) -> None:
+        if len(positions) != distributed.ranks():
+            raise UsageError(
+                "the checkpoint was made with another number of processes",
+                where=self.folder,
+                expected=len(positions),
+                found=distributed.ranks(),
+            )
+        mine = positions[distributed.rank()]
+        self.loader.corrupt = dict(mine["corrupt"])
+        self.loader.go_to(mine["epoch"], mine["place"])
+
+
+@contextlib.contextmanager
+def _asked_to_end() -> Iterator[list[int]]:
+    """A list that gets the number of the signal once SIGTERM has come; a scheduler sends it before it kills."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)

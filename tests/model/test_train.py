@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from model.shards import read_index
 from model.train import Trainer, run
 from pipeline.cli import main
 from pipeline.core import fakes, manifest
-from pipeline.core.errors import InputError
+from pipeline.core.errors import InputError, OutputError, UsageError
 from pipeline.core.stage import RunOptions
 
 QUIET = RunOptions(quiet=True)
@@ -264,3 +266,76 @@ def test_damaged_state_and_weights(shards: str, tmp_path: Path) -> None:
     (out / "training.pt").write_bytes(b"PK half a state")
     with pytest.raises(InputError, match=r"training\.pt: damaged training state.*remove it"):
         checkpoint.load_state(str(out))
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(shards: str, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(config(shards), str(whole), QUIET)
+    script = KILLED.format(tests=str(Path(__file__).parent), shards=shards, out=str(cut), cache=0)
+    script = script.replace("os.getpid(), 9", "os.getpid(), 15")
+    ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "stopped by a signal after step 9" in ended.stderr
+    assert not (cut / "manifest.json").exists()
+    assert checkpoint.load_state(str(cut))["step"] == 9  # type: ignore[index]
+    run(config(shards, cache_bytes=0, resume=True), str(cut), QUIET)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(config(shards), str(whole), QUIET)
+    synced = os.fsync
+    with monkeypatch.context() as patch:
+
+        def full(number: int) -> None:
+            if "training-new" in os.readlink(f"/proc/self/fd/{number}") and (cut / "training.pt").exists():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            synced(number)
+
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OutputError, match="the disk is full"):
+            run(config(shards), str(cut), QUIET)
+    assert checkpoint.load_state(str(cut))["step"] == 5  # type: ignore[index]
+    assert not list(cut.glob(".*"))
+    run(config(shards, resume=True), str(cut), QUIET)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(config(shards), str(whole), QUIET)
+    assert not (whole / "training-previous.pt").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("model.train.checkpoint.save_model", interrupt)
+        patch.setattr("model.train.checkpoint.forget_previous_state", lambda folder: None)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(shards), str(cut), QUIET)
+    state = bytearray((cut / "training.pt").read_bytes())
+    state[len(state) // 2] ^= 1  # one bit
+    (cut / "training.pt").write_bytes(bytes(state))
+    assert checkpoint.load_state(str(cut))["step"] == 10  # type: ignore[index]
+    assert "its checksum is wrong" in capsys.readouterr().err
+    run(config(shards), str(cut), QUIET)
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_accumulation_and_recomputation_are_options(shards: str, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    run(config(shards, model="ViT-tiny", vision_width=32, patch_size=16), str(plain), QUIET)
+    for name, more in (("again", {"recompute": True}), ("parts", {"accumulation": 4})):
+        changes: dict[str, object] = {"model": "ViT-tiny", "vision_width": 32, "patch_size": 16, **more}
+        run(config(shards, **changes), str(tmp_path / name), QUIET)
+        curves = [
+            [json.loads(line)["loss"] for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
+            for n in ("plain", name)
+        ]
+        assert curves[1] == pytest.approx(curves[0], abs=1e-4)
+    with pytest.raises(UsageError, match=r"equal parts.*expected a divisor of 32, found 5"):
+        run(config(shards, accumulation=5), str(tmp_path / "x"), QUIET)
