@@ -127,8 +127,9 @@ class Connection:
         """Nothing: ``http.client`` calls this before the body is read if the server will close."""
 
     def hang_up(self) -> None:
-        """Closes the connection."""
+        """Closes the connection, and parts from ``http.client``, so that its buffer is freed at once."""
         self._sock.close()
+        self.http.sock = None
 
     def is_quiet(self) -> bool:
         """Whether it is open and holds nothing that was not asked for."""
