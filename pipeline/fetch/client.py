@@ -28,6 +28,7 @@ from pipeline.fetch.policy import (
     own_token,
     refused_framing,
     refused_status,
+    refuses_training,
     retry_after_s,
     user_agent,
 )
@@ -250,6 +251,9 @@ class Client:
         if refusal is None and not robots:
             tdm = headers.get("TDM-Reservation")
             refusal = header_opt_out(headers.get_all("X-Robots-Tag", []), tdm, self.agents)
+            usage = refuses_training(",".join(headers.get_all("Content-Usage", [])))
+            if refusal is None and usage is not None:
+                refusal = Refusal("optout_header", usage)
             if refusal is None and reserved and tdm is None:
                 refusal = Refusal("optout_tdm", "tdmrep.json")
         refusal = refusal or refused_framing(

@@ -282,6 +282,18 @@ def _moment(text: str) -> datetime | None:
     return None
 
 
+def refuses_training(value: str) -> str | None:
+    """The part of a ``Content-Signal`` or ``Content-Usage`` value that reserves training; ``None`` if there is none.
+
+    Sources: contentsignals.org (``ai-train=no``) and the IETF's draft-ietf-aipref-vocab (``train-ai=n``).
+    """
+    for token in value.lower().split(","):
+        key, _, answer = (part.strip() for part in token.partition("="))
+        if key in ("ai-train", "train-ai") and answer in ("no", "n"):
+            return f"{key}={answer}"
+    return None
+
+
 def refused_framing(
     lengths: Iterable[str], transfer_encoding: str | None, content_encoding: str | None
 ) -> Refusal | None:

@@ -10,10 +10,11 @@ from typing import Any
 from protego import Protego
 
 from pipeline.fetch.client import Answer
-from pipeline.fetch.policy import TRANSIENT, Refusal, Target, own_token, parse_url, redirect
+from pipeline.fetch.policy import TRANSIENT, Refusal, Target, own_token, parse_url, redirect, refuses_training
 
 MAX_REDIRECTS = 5
 _AGENT_LINE = re.compile(r"^[ \t]*user-agent[ \t]*:[ \t]*([^\s#]+)", re.IGNORECASE | re.MULTILINE)
+_FIELD_LINE = re.compile(r"^[ \t]*([a-z-]+)[ \t]*:([^#\r\n]*)", re.IGNORECASE | re.MULTILINE)
 # Nothing was asked of the site: its URLs fail for the same reason that its robots.txt did.
 _NO_CONNECTION = frozenset(
     {
@@ -31,12 +32,14 @@ class Robots:
         rules: Parsed file; ``None`` allows everything, unless ``closed`` says why nothing is allowed.
         agents: Names whose rules bind us.
         crawl_delay_s: Gap that the file asks for.
+        reservation: What the file says of training, if it reserves it.
         closed: Why nothing of this authority may be fetched.
     """
 
     rules: Any = None
     agents: tuple[str, ...] = ()
     crawl_delay_s: float = 0.0
+    reservation: str | None = None
     closed: Refusal | None = None
 
     def refusal(self, target: Target) -> Refusal | None:
@@ -46,7 +49,7 @@ class Robots:
         for agent in self.agents:
             if not self.rules.can_fetch(target.url, agent):
                 return Refusal("robots_disallow", agent)
-        return None
+        return None if self.reservation is None else Refusal("optout_tdm", f"robots.txt {self.reservation}")
 
 
 def parse(text: str, also_obey: Sequence[str]) -> Robots:
@@ -66,7 +69,28 @@ def parse(text: str, also_obey: Sequence[str]) -> Robots:
         rate = rules.request_rate(agent)
         if rate is not None and rate.requests:
             delays.append(rate.seconds / rate.requests)
-    return Robots(rules=rules, agents=tuple(agents), crawl_delay_s=max(delays))
+    groups = agents if own_token() in named else [*agents, "*"]
+    return Robots(
+        rules=rules, agents=tuple(agents), crawl_delay_s=max(delays), reservation=_reservation(text, groups)
+    )
+
+
+def _reservation(text: str, agents: Sequence[str]) -> str | None:
+    """What the groups of these agents say of training as a whole; a rule for one path only is passed over."""
+    names, group, heads = {agent.lower() for agent in agents}, set[str](), False
+    for found in _FIELD_LINE.finditer(text):
+        field, value = found.group(1).lower(), found.group(2).strip()
+        if field == "user-agent":
+            group = group if heads else set()
+            group.add(value.lower())
+            heads = True
+            continue
+        heads = False
+        if field in ("content-signal", "content-usage") and (not group or group & names):
+            reservation = refuses_training(value)
+            if reservation is not None:
+                return reservation
+    return None
 
 
 def address_of(target: Target) -> Target:

@@ -343,6 +343,8 @@ def wishes() -> list[Case]:
     cases += [
         Case("opts out in the second field", "optout_header", answer("X-Robots-Tag: all", "X-Robots-Tag: noai")),
         Case("reserves by header", "optout_tdm", answer("tdm-reservation: 1", "tdm-policy: http://127.0.0.9/")),
+        Case("reserves training by header", "optout_header", answer("Content-Usage: search=y, train-ai=n")),
+        Case("reserves training by robots", "optout_tdm", answer(), robots("Content-Signal: ai-train=no")),
         Case("reserves by tdmrep", "optout_tdm", answer(), tdm=whole),
         Case("reserves pictures by tdmrep", "optout_tdm", answer(), tdm=reserve(("*.jpg$", 1))),
         Case("reserves and lifts by header", None, answer("TDM-Reservation: 0"), tdm=whole),

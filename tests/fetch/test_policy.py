@@ -150,6 +150,23 @@ def test_pictures_whose_time_is_over(value: str, past: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("search=yes, ai-train=no", "ai-train=no"),
+        ("AI-Train = No", "ai-train=no"),
+        ("train-ai=n", "train-ai=n"),
+        ("search=n, train-ai=y", None),
+        ("search=yes, ai-input=no", None),
+        ("ai-train", None),
+        ("/private/ train-ai=n", None),
+        ("", None),
+    ],
+)
+def test_reservations_of_training(value: str, found: str | None) -> None:
+    assert policy.refuses_training(value) == found
+
+
+@pytest.mark.parametrize(
     ("lengths", "transfer", "content", "reason"),
     [
         ([], None, None, None),
