@@ -86,6 +86,7 @@ class Stored:
         original_width: As a browser shows the original, that is after its orientation mark.
         original_height: As above.
         exif: Tags as a JSON object of strings.
+        phash: See :func:`perceptual_hash`.
         rights: Marks in its metadata that speak of data mining, sorted; see :mod:`pipeline.fetch.rights`.
         score: What ``image_scorer`` gives it; ``None`` without one.
     """
@@ -96,6 +97,7 @@ class Stored:
     original_width: int
     original_height: int
     exif: str
+    phash: str = ""
     rights: tuple[str, ...] = ()
     score: float | None = None
 
@@ -204,7 +206,21 @@ def _process(admitted: Admitted, config: FetchConfig) -> Stored:
     buffer = io.BytesIO()
     picture.info.clear()  # Pillow would write the original's comment into our file
     picture.save(buffer, "JPEG", quality=config.encode_quality, subsampling="4:4:4")
-    return Stored(buffer.getvalue(), *picture.size, *original, exif_json(exif), admitted.rights)
+    looks = perceptual_hash(picture)
+    return Stored(buffer.getvalue(), *picture.size, *original, exif_json(exif), looks, admitted.rights)
+
+
+def perceptual_hash(picture: Image.Image) -> str:
+    """A difference hash: 64 bits as 16 hex characters, equal or near for pictures that look alike.
+
+    Each bit says whether a pixel of the grey picture of 9 x 8 is darker than the one on its right.
+    """
+    small = picture.convert("L").resize((9, 8), Image.Resampling.BOX).tobytes()
+    bits = 0
+    for place in range(72):
+        if place % 9 != 8:
+            bits = bits << 1 | (small[place] < small[place + 1])
+    return f"{bits:016x}"
 
 
 def decode_factor(size: tuple[int, int], target: tuple[int, int]) -> int:

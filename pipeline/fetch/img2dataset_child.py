@@ -19,10 +19,11 @@ import fsspec
 import pyarrow as pa
 from img2dataset import downloader
 from img2dataset.resizer import Resizer
+from PIL import Image
 
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.decode_child import Parent, greet, settle
-from pipeline.fetch.images import OUT_OF_MEMORY, Admitted, Stored, admit
+from pipeline.fetch.images import OUT_OF_MEMORY, Admitted, Stored, admit, perceptual_hash
 from pipeline.fetch.policy import Refusal
 from pipeline.fetch.wire import packed, receive, send
 
@@ -82,7 +83,8 @@ def result(admitted: Admitted | Refusal, image: bytes | None, meta: dict[str, An
         memory = "memory" in str(error).lower() or "allocate" in str(error).lower()
         return Refusal("decode_error", OUT_OF_MEMORY if memory else f"{admitted.format} img2dataset")
     size = (meta["width"], meta["height"], meta["original_width"], meta["original_height"])
-    return Stored(image, *size, meta["exif"] or "{}", admitted.rights)
+    with Image.open(io.BytesIO(image), formats=["JPEG"]) as picture:
+        return Stored(image, *size, meta["exif"] or "{}", perceptual_hash(picture), admitted.rights)
 
 
 def make_downloader(bodies: Bodies, config: FetchConfig) -> downloader.Downloader:

@@ -7,14 +7,11 @@ size whatever hosts they come from, so the work is even over workers, and a part
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from pipeline.core import paths, tables
 from pipeline.core.progress import tick
@@ -31,17 +28,6 @@ def undecoded(work: str) -> list[str]:
     """Names of the parts of ``raw/`` that have no part in ``decoded/``."""
     names = [{f.rsplit("/", 1)[1] for f in indexes(paths.join(work, inner))} for inner in (RAW, DECODED)]
     return sorted(name.removesuffix(".parquet") for name in names[0] - names[1])
-
-
-def perceptual_hash(jpeg: bytes) -> str:
-    """A difference hash: 64 bits as 16 hex characters, equal or near for pictures that look alike.
-
-    Each bit says whether a pixel of the grey picture of 9 x 8 is darker than the one on its right.
-    """
-    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as image:
-        image.draft("L", (18, 16))
-        grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
-    return np.packbits(grey[:, :-1] < grey[:, 1:]).tobytes().hex()
 
 
 def decode_part(
@@ -106,7 +92,7 @@ def _decoded(row: Row, found: Stored | Refusal, bodies: Bodies, config: FetchCon
         "original_width": row["original_width"] if seen else found.original_width,
         "original_height": row["original_height"] if seen else found.original_height,
         "exif": found.exif if row["exif"] is None else row["exif"],
-        "phash": perceptual_hash(jpeg),
+        "phash": found.phash,
         "image_rights": ", ".join(found.rights) or None,
         "image_score": found.score,
     }

@@ -60,7 +60,7 @@ def test_results_are_those_of_the_decoder_itself_and_in_order() -> None:
 
 
 def test_results_cross_the_pipe_whole() -> None:
-    stored = Stored(b"\n\xff\n{}", 1, 2, 3, 4, '{"a": "\\n\u00e9"}', ("plus:DMI-ALLOWED",), 0.25)
+    stored = Stored(b"\n\xff\n{}", 1, 2, 3, 4, '{"a": "\\n\u00e9"}', "00ff", ("plus:DMI-ALLOWED",), 0.25)
     for found in (
         stored,
         dataclasses.replace(stored, jpeg=b""),

@@ -262,3 +262,21 @@ def test_damaged_bytes_never_raise(kind: str, data: st.DataObject) -> None:
 def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     body = jpeg(picture("green", "cross", size=200))
     assert process(body, CONFIG) == process(body, CONFIG)
+
+
+def test_the_perceptual_hash_is_near_for_pictures_that_look_alike() -> None:
+    image = Image.fromarray(gradient()).rotate(30)
+    assert (
+        images.perceptual_hash(Image.fromarray(gradient())) == "f" * 16
+    )  # red grows to the right in each row
+    assert images.perceptual_hash(Image.fromarray(gradient()[:, ::-1])) == "0" * 16
+    hashes = [
+        int(images.perceptual_hash(i), 16)
+        for i in (
+            image,
+            image.resize((50, 60)),
+            image.convert("L").point(lambda v: v // 2 + 30),
+            image.rotate(90),
+        )
+    ]
+    assert [(h ^ hashes[0]).bit_count() <= 6 for h in hashes] == [True, True, True, False]
