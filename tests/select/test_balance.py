@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.select import balance
 from pipeline.select.balance import (
     Balanced,
     balance_cap,
@@ -137,6 +140,22 @@ def test_a_larger_cap_only_adds_pairs_to_a_sample(pairs: Pairs, cap: int, more: 
     for pair, query in enumerate(everything.query_id):
         if query >= 0:
             assert query == min(pairs[pair], key=lambda q: (everything.matched[q], q))
+
+
+@given(PAIRS, st.integers(1, 6), st.integers(1, 9))
+def test_the_size_of_blocks_does_not_matter(pairs: Pairs, cap: int, block: int) -> None:
+    keys = hashes(len(pairs))
+    rank = rank_of(keys, np.arange(len(pairs), dtype=np.uint64))
+
+    def outcomes() -> list[list[int]]:
+        sampled = balance_sample(*packed(pairs), keys, queries=QUERIES, cap=cap)
+        return [
+            found.tolist() for b in (cap_of(pairs, cap, rank), sampled) for found in (b.query_id, b.matched)
+        ]
+
+    whole = outcomes()
+    with mock.patch.object(balance, "BLOCK", block):
+        assert outcomes() == whole
 
 
 def test_sample_keeps_what_metaclips_formula_says() -> None:
