@@ -126,7 +126,9 @@ def _wat(wheel: Path, scratch: Path) -> None:
         elif pair not in theirs and (pair[0], pair[2]) in texts:
             missing["its text with another URL (`srcset`, `data-src`)"] += 1
         elif pair not in theirs:
-            missing["an image without `src`" if (pair[0], pair[2]) in lazy else "other"] += 1
+            missing[
+                "an image without `src` or with a `data:` one" if (pair[0], pair[2]) in lazy else "other"
+            ] += 1
     urls = {(page, text) for page, _, text in ours}
     extra = Counter(
         "its text with another URL" if (page, text) in urls else "other"
@@ -284,9 +286,9 @@ class _Links(HTMLParser):
             self.head.setdefault("Base", values["href"])
         elif tag == "meta":
             self.head["Metas"].append(values)
-        elif tag == "img" and not values.get("src"):
+        elif tag == "img" and (not values.get("src") or values["src"].startswith("data:")):
             self.lazy += [values[name] for name in ("alt", "title") if name in values]
-        elif tag == "img":
+        if tag == "img" and "src" in values:
             link = {"path": "IMG@/src", "url": values["src"]}
             link |= {name: values[name] for name in ("alt", "title") if name in values}
             self.links.append(link)
@@ -296,7 +298,7 @@ def write_wat(warc: Path, path: Path) -> set[tuple[str, str]]:
     """Writes the metadata of a WARC's responses in the form of Common Crawl's WAT files.
 
     Returns:
-        ``(page URL, text)`` of the images that it cannot tell of, because they have no ``src``.
+        ``(page URL, text)`` of the images whose ``src`` tells it nothing.
     """
     from warcio.archiveiterator import ArchiveIterator
     from warcio.warcwriter import WARCWriter
