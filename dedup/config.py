@@ -84,6 +84,7 @@ class TrainConfig:
         max_images: Pictures at most; of more, those with the smallest keyed hash are taken.
         largest_px: Side to which larger pictures are shrunk before they are altered, which saves most of an
             alteration's time; 0 leaves them as they are.
+        compared: Pictures at most that the held-out ones are compared with for the calibration, themselves included.
         half: Keep weights at half precision, which halves their size; arithmetic stays at single precision.
         prior: Share of an evaluation set that an audit is expected to find copied, for the calibration
             [Section 5: mean 3.2 %].
@@ -107,6 +108,7 @@ class TrainConfig:
     held_out: float = 0.15
     max_images: int = 1_000_000
     largest_px: int = 0
+    compared: int = 1_000_000
     half: bool = False
     prior: float = 0.032
     precision: float = 0.95
@@ -115,7 +117,7 @@ class TrainConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "joined_pictures", "max_images", "threads"):
+        for name in ("pairs", "joined_pictures", "max_images", "compared", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
         for name in ("whole_pairs", "largest_px"):

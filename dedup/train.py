@@ -102,13 +102,18 @@ def train(config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, quie
 def held_out_embeddings(
     config: TrainConfig, detector: Detector, pictures: Collection, held_out: np.ndarray
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Embeddings of all distinct pictures, and of some altered copies of the held-out ones.
+    """Embeddings of the distinct pictures, and of some altered copies of the held-out ones.
 
     Returns:
-        float32 [N, d] by index in the collection, zeros for pictures seen before, and float32 [H, d] per copy.
+        float32 [N, d] by index in the collection, zeros for pictures seen before and for those beyond
+        ``config.compared``, and float32 [H, d] per copy.
     """
     prepared = partial(looks, architecture=detector.architecture)
     distinct = pictures.distinct()
+    others = np.setdiff1d(distinct, held_out)
+    if len(distinct) > config.compared:
+        places = np.linspace(0, len(others) - 1, max(1, config.compared - len(held_out)))
+        distinct = np.union1d(held_out, others[np.unique(places.astype(np.int64))])
     found = embed_pictures(detector, prepared, pictures, distinct, [None] * len(distinct), config.augment)
     clean = np.zeros((len(pictures), found.shape[1]), np.float32)
     clean[distinct] = found
