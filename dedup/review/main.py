@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
 import os
 import sys
 from collections.abc import Sequence
 
 from dedup import report
-from dedup.review.labels import LabelFile
+from dedup.review.labels import SKIP, THRESHOLDS, LabelFile, read_thresholds
 from dedup.review.pictures import sources
 from dedup.review.server import ReviewServer
 from dedup.review.session import Session
@@ -48,7 +49,20 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
         for problem in session.problems:
             print(f"wit: {problem}", file=sys.stderr)  # noqa: T201
         print(f"review: {server.url}  (labels and thresholds go to {folder}; Ctrl-C ends)", flush=True)  # noqa: T201
-        server.serve_forever()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+    if not options.quiet:
+        print(closing_line(session), file=sys.stderr)  # noqa: T201
+
+
+def closing_line(session: Session) -> str:
+    """What a review has come to, and what comes next."""
+    said = [one for one in session.store.labels if one.answer != SKIP]
+    saved = [name for name in session.names if name in read_thresholds(session.folder)]
+    line = f"review: {len(said):,} labels, {len(saved)} of {len(session.names)} thresholds set"
+    if not saved:
+        return line
+    return f"{line}; use them with `wit dedup report --thresholds {os.path.join(session.folder, THRESHOLDS)}`"
 
 
 def beside(neighbours: str) -> str:

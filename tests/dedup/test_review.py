@@ -5,6 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -297,3 +301,33 @@ def test_a_taken_port_is_one_line(
     words = ["--neighbours", str(tmp_path / "neighbours"), "--port", str(server.server_address[1])]
     assert main(["dedup", "review", *words]) == 2
     assert "pass another --port" in capsys.readouterr().err
+
+
+def test_the_command_serves_and_ends_at_control_c(tmp_path: Path) -> None:
+    made = world(tmp_path)
+    words = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "dedup",
+        "review",
+        "--neighbours",
+        made["neighbours"],
+        "--port",
+        "0",
+    ]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
+        assert found is not None, line
+        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
+        connection.request("GET", "/")
+        assert b"Near-duplicate review" in connection.getresponse().read()
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "review: 0 labels, 0 of 1 thresholds set" in told
+    assert "pass --train PATH" in told
+    assert "Traceback" not in told
