@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core import paths, tables
-from pipeline.core.beam import split_table
+from pipeline.core.beam import Chunk, split_table
 from pipeline.core.contracts import PAIRS
 from pipeline.core.errors import StageFailedError
 from pipeline.fetch.policy import Refusal, Target, parse_url
-from pipeline.fetch.staging import ROW, best_of, indexes, read_rows, write_parquet
+from pipeline.fetch.spill import Spill, spilled
+from pipeline.fetch.staging import DECODED, ROW, best_of, indexes, read_rows, write_parquet
 
 PAIR_COLUMNS: Final = (
     "pair_id", "url", "text", "query_ids", "query_id", "rights", "page_url", "text_source", "language",
@@ -95,7 +96,7 @@ def answered(pairs: pa.Table, results: pa.Table) -> pa.Table:
 def build_join(
     files: list[str],
     removed: Mapping[str, str],
-    decoded: str,
+    work: str,
     partitions: int,
     out: str,
     pipeline: beam.Pipeline,
@@ -105,7 +106,7 @@ def build_join(
     Args:
         files: Of pairs.
         removed: Why pairs were taken down, by ``pair_id``.
-        decoded: Folder of decoded parts.
+        work: The staging folder, with the decoded parts.
         partitions: Parts to write.
         out: Folder for them.
         pipeline: To build on.
@@ -118,7 +119,7 @@ def build_join(
     )
     rows = (
         pipeline
-        | "Parts" >> beam.Create(indexes(decoded))
+        | "Parts" >> beam.Create(indexes(paths.join(work, DECODED)))
         | "Rows" >> beam.FlatMap(read_rows)
         | "RowsByUrl"
         >> beam.FlatMap(split_table, key="fetch_url", partitions=partitions).with_output_types(
@@ -128,6 +129,7 @@ def build_join(
     (
         (pairs, rows)
         | "Both" >> beam.Flatten()
+        | "Spill" >> beam.ParDo(Spill(work)).with_output_types(tuple[int, Any])
         | "ByUrl" >> beam.GroupByKey()
         | "Join" >> beam.Map(_join_part, out).with_output_types(int)
     )
@@ -139,11 +141,11 @@ def _split_pairs(table: pa.Table, partitions: int) -> list[tuple[int, pa.Table]]
     return [(part, rows.drop_columns(["key"])) for part, rows in split]
 
 
-def _join_part(item: tuple[int, Iterable[pa.Table]], out: str) -> int:
+def _join_part(item: tuple[int, Iterable[Chunk]], out: str) -> int:
     part, chunks = item
     pairs: list[pa.Table] = []
     rows = [ROW.empty_table()]
-    for chunk in chunks:
+    for chunk in spilled(chunks):
         (pairs if "pair_id" in chunk.column_names else rows).append(chunk)
     if not pairs:
         return 0

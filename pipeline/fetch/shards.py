@@ -22,6 +22,7 @@ from pipeline.core import paths, tables, tars
 from pipeline.core.contracts import SHARDS
 from pipeline.core.progress import tick
 from pipeline.fetch.config import FetchConfig
+from pipeline.fetch.join import JOINED
 from pipeline.fetch.ledger import status_of
 from pipeline.fetch.reuse import REMOVED
 from pipeline.fetch.staging import Bodies
@@ -51,6 +52,8 @@ MARKS = pa.schema(
         ("query_id", pa.int32()),
     ]
 )
+# What a shard without pairs is made from.
+EMPTY = JOINED.append(pa.field(ORDER, pa.uint64())).empty_table()
 SAMPLE_BYTES = 4_096  # of headers, text and JSON beside an image in a tar
 
 

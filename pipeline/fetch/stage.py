@@ -24,22 +24,23 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
 from pipeline.core import manifest, paths, tables
-from pipeline.core.beam import LOCAL_RUNNER, engine, pipeline_options, run_pipeline, split_table
+from pipeline.core.beam import LOCAL_RUNNER, Chunk, engine, pipeline_options, run_pipeline, split_table
 from pipeline.core.contracts import PAIRS, SHARDS
 from pipeline.core.errors import UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
 from pipeline.core.stage import RunOptions, StageResult, clear, run_stage
-from pipeline.fetch import duplicates, hooks, ledger, retry, reuse, shards, staging, top_up
+from pipeline.fetch import duplicates, hooks, ledger, retry, reuse, shards, spill, staging, top_up
 from pipeline.fetch.client import Client
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.decode import require_engine
-from pipeline.fetch.join import JOINED, PART_PAIRS, build_join, read_pairs
+from pipeline.fetch.join import PART_PAIRS, build_join, read_pairs
 from pipeline.fetch.parts import DecodeParts, undecoded
 from pipeline.fetch.policy import Target, parse_url
 from pipeline.fetch.reuse import KnownFile, Source, known_rows, read_known
 from pipeline.fetch.schedule import Schedule
 from pipeline.fetch.shards import ShardPlan
+from pipeline.fetch.spill import Spill, spilled
 from pipeline.fetch.staging import DECODED, RAW, GroupStaging, indexes
 from pipeline.fetch.summary import summarise
 
@@ -156,10 +157,10 @@ class _Run:
                 run_pipeline(partial(_build_decode, names, self.work, self.config), self.beam)
         pairs = tables.count_rows(files)
         folder = paths.join(self.work, "joined", f"{number:05d}")
-        decoded = paths.join(self.work, DECODED)
         with Progress("join", unit="pairs", quiet=quiet):
             parts = 1 + pairs // PART_PAIRS
-            run_pipeline(partial(build_join, files, self.removed, decoded, parts, folder), self.beam)
+            run_pipeline(partial(build_join, files, self.removed, self.work, parts, folder), self.beam)
+        paths.remove(paths.join(self.work, spill.FOLDER))
 
 
 def _body(
@@ -169,12 +170,13 @@ def _body(
     retry.move(out, FILES)
     run = _Run(config, out, options, beam_options)
     paths.make_folder(run.work)
+    paths.remove(paths.join(run.work, spill.FOLDER))
+    topped = top_up.TopUp(str(config.pairs), files, run.work) if config.top_up else None
     run.round(0, files)
     extra: dict[str, Any] = {}
     final: list[str] = []
     rounds = 0
-    if config.top_up:
-        topped = top_up.TopUp(str(config.pairs), files, run.work)
+    if topped is not None:
         while drawn := topped.draw(rounds + 1, run.joined(rounds)):
             rounds += 1
             run.round(rounds, drawn)
@@ -185,9 +187,12 @@ def _body(
     rows = int(counts.sum())
     plan = ShardPlan.from_counts(counts, shards.rows_for(config, rows, total))
     todo = frozenset(s for s in range(plan.shards) if not paths.exists(shards.stats_file(out, s)))
-    if todo:
+    if not rows:  # no pairs still make one shard, so that readers see the columns
+        shards.write_shard((0, [shards.EMPTY]), plan, run.work, out, config)
+    elif todo:
         with Progress("shards", total=plan.rows, unit="pairs", quiet=options.quiet):
             run_pipeline(partial(_build_shards, plan, todo, joined, final, run), beam_options)
+        paths.remove(paths.join(run.work, spill.FOLDER))
     if earlier := retry.takedowns(out):
         extra["takedowns"] = earlier
     decoded = indexes(paths.join(run.work, DECODED))
@@ -349,27 +354,27 @@ def _build_shards(
         files | "Read" >> beam.FlatMap(_read),
         files
         | "Hashes" >> beam.FlatMap(duplicates.hashes_of, by_hash).with_output_types(tuple[int, Any])
+        | "SpillHashes" >> beam.ParDo(Spill(run.work)).with_output_types(tuple[int, Any])
         | "ByHash" >> beam.GroupByKey()
         | "Duplicates" >> beam.Map(duplicates.duplicate_marks),
     ]
     if final:
         inputs.append(pipeline | "Final" >> beam.Create(final) | "ReadFinal" >> beam.FlatMap(_read))
-    by_shard = (
+    (
         inputs
         | "Rows" >> beam.Flatten()
         | "ByShard" >> beam.FlatMap(_split, plan, todo).with_output_types(tuple[int, Any])
-    )
-    # No pairs still make one shard, so that readers see the columns.
-    empty = JOINED.append(pa.field(shards.ORDER, pa.uint64())).empty_table()
-    nothing = pipeline | "Empty" >> beam.Create([] if plan.rows else [(0, empty)]).with_output_types(
-        tuple[int, Any]
-    )
-    (
-        (by_shard, nothing)
-        | "All" >> beam.Flatten()
+        | "Spill" >> beam.ParDo(Spill(run.work)).with_output_types(tuple[int, Any])
         | "Shards" >> beam.GroupByKey()
-        | "Write" >> beam.Map(shards.write_shard, plan, run.work, run.out, run.config).with_output_types(int)
+        | "Write" >> beam.Map(_write_shard, plan, run.work, run.out, run.config).with_output_types(int)
     )
+
+
+def _write_shard(
+    item: tuple[int, Iterable[Chunk]], plan: ShardPlan, work: str, out: str, config: FetchConfig
+) -> int:
+    shard, chunks = item
+    return shards.write_shard((shard, spilled(chunks)), plan, work, out, config)
 
 
 def _read(file: str) -> Iterator[pa.Table]:
