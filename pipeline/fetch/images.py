@@ -241,7 +241,12 @@ def scaled(image: Image.Image, target: tuple[int, int], config: FetchConfig) -> 
     way = config.upscale_interpolation if grows else config.downscale_interpolation
     if image.mode in ("LA", "RGBA") and way != "nearest" and not grows:
         # Small first, then white behind it: the same picture for less time and a fifth of the memory.
-        image = image.convert("RGBa").resize(target, _FILTERS[way], reducing_gap=2.0).convert("RGBA")
+        image = (
+            image.convert("RGBA")
+            .convert("RGBa")
+            .resize(target, _FILTERS[way], reducing_gap=2.0)
+            .convert("RGBA")
+        )
         return opaque(image)
     return opaque(image).resize(target, _FILTERS[way], reducing_gap=2.0)
 
