@@ -73,13 +73,12 @@ def accumulate(
     loss = loss_of(image, text, scale)
     of_image, of_text, of_scale = torch.autograd.grad(loss, [image, text, scale])
     sizes = [len(piece[0]) for piece in pieces]
-    for number, (piece, part_image, part_text) in enumerate(
-        zip(pieces, of_image.split(sizes), of_text.split(sizes), strict=True)
-    ):
+    shares = zip(pieces, torch.split(of_image, sizes), torch.split(of_text, sizes), strict=True)
+    waiting: Callable[[], contextlib.AbstractContextManager[None]]
+    waiting = getattr(model, "no_sync", contextlib.nullcontext)
+    for number, (piece, part_image, part_text) in enumerate(shares):
         last = number == len(pieces) - 1
-        waiting = contextlib.nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync()
-        with waiting:
-            found = embed(*piece)
+        with contextlib.nullcontext() if last else waiting():
             given = [part_image, part_text, of_scale if last else torch.zeros_like(of_scale)]
-            torch.autograd.backward(found, given)
+            torch.autograd.backward(embed(*piece), given)
     return loss.detach(), scale.detach()
