@@ -99,6 +99,29 @@ def colours(x: Tensor) -> Tensor:
     return (pairs @ blue.transpose(-1, -2) / side**2).flatten(2).sqrt()
 
 
+def soft_hash(x: Tensor, side: int) -> Tensor:
+    """A perceptual hash whose bits are not cut: low frequencies of the brightness, each between -1 and 1.
+
+    Like pHash it does not change with brightness and contrast; what lies near 0, where a bit would be chance, weighs
+    little.
+
+    Args:
+        x: float32 [N, 3, S, S].
+        side: Frequencies along each side, from the second on.
+
+    Returns:
+        float32 [N, side * side], rows of length 1, or 0 for pictures of one colour.
+    """
+    count = x.shape[-1]
+    places = (torch.arange(count) + 0.5) * (torch.pi / count)
+    waves = torch.cos(torch.arange(1, side + 1)[:, None] * places)  # the discrete cosine transform's rows
+    found = (waves @ x.mean(dim=1) @ waves.T).flatten(1)
+    middle = found.abs().median(dim=1, keepdim=True).values
+    bits = torch.tanh(0.5 * found / middle.clamp_min(1e-6))
+    # Rounding errors of a flat picture are no frequencies.
+    return F.normalize(bits * (middle > 1e-4), dim=1)
+
+
 def discriminant(
     clean: np.ndarray, altered: Sequence[np.ndarray], dimension: int
 ) -> tuple[np.ndarray, np.ndarray]:

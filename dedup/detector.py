@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dedup.descriptor import DIMENSION, describe, framed
+from dedup.descriptor import DIMENSION, describe, framed, soft_hash
 from dedup.layers import BlurPool2d, Bottleneck, WeightNormConv2d
 from pipeline.core import config as configuration
 from pipeline.core import paths
@@ -51,7 +51,9 @@ class Architecture:
         learned: Dimension of the network's output.
         joined: Dimension after the linear map over learned and unlearned features; 0 leaves map and head out.
         hidden: Width of the head over the joined features.
-        embedding: Dimension of an embedding.
+        hashed: Side of the square of low frequencies that a perceptual hash is made of; 0 leaves the hash out.
+        hash_weight: Length of the hash beside the learned part's length of 1.
+        embedding: Dimension of an embedding, the hash included.
     """
 
     image_px: int
@@ -63,6 +65,8 @@ class Architecture:
     learned: int
     joined: int = 0
     hidden: int = 0
+    hashed: int = 0
+    hash_weight: float = 0.0
     embedding: int
 
     def __post_init__(self) -> None:
@@ -70,10 +74,17 @@ class Architecture:
             raise ValueError(f"widths {self.widths} and depths {self.depths} must be equally long")
         if not 0 <= self.joined <= self.learned + DIMENSION:
             raise ValueError(f"joined must lie in 0..{self.learned + DIMENSION}, is {self.joined}")
-        if self.joined and not (self.hidden and self.embedding <= self.joined):
+        if self.joined and not (self.hidden and 0 < self.found <= self.joined):
             raise ValueError(f"a head needs hidden above 0 and embedding at most joined {self.joined}")
+        if not 0 <= self.hashed <= self.image_px or self.hash_weight < 0 or (self.hashed and not self.joined):
+            raise ValueError(f"hashed must lie in 0..{self.image_px}, is {self.hashed}, and needs a head")
         if not self.joined and self.embedding != self.learned:
             raise ValueError(f"without a head embedding must be learned {self.learned}, is {self.embedding}")
+
+    @property
+    def found(self) -> int:
+        """Dimension of an embedding without its hash."""
+        return self.embedding - self.hashed**2
 
 
 PRESETS = {
@@ -98,7 +109,9 @@ PRESETS = {
         learned=256,
         joined=512,
         hidden=768,
-        embedding=256,
+        hashed=10,
+        hash_weight=0.3,
+        embedding=356,
     ),
     "small": Architecture(
         image_px=64,
@@ -144,7 +157,7 @@ class Detector(nn.Module):
             # Solved in closed form, never by gradients.
             self.register_buffer("centre", torch.zeros(total))
             self.register_buffer("projection", torch.eye(a.joined, total))
-            self.joined_head = JoinedHead(a.joined, a.hidden, a.embedding)
+            self.joined_head = JoinedHead(a.joined, a.hidden, a.found)
 
     def learned(self, pixels: Tensor) -> Tensor:
         """The network's own output.
@@ -178,6 +191,15 @@ class Detector(nn.Module):
         """
         if not self.architecture.joined:
             return self.learned(pixels)
+        found = self.found(pixels)
+        a = self.architecture
+        if not a.hashed:
+            return found
+        hashes = a.hash_weight * soft_hash(_scaled(pixels[:, :3]), a.hashed)
+        return F.normalize(torch.cat([found, hashes], dim=1), dim=1)
+
+    def found(self, pixels: Tensor) -> Tensor:
+        """The joined head's part of an embedding, the mean over a picture's looks: [N, found], rows of length 1."""
         each = pixels.reshape(-1, 6, *pixels.shape[2:])
         found = self.joined_head(self.project(self.features(each)))
         return F.normalize(found.reshape(len(pixels), -1, found.shape[1]).mean(dim=1), dim=1)

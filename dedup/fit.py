@@ -182,7 +182,7 @@ def fit_whole(
     with Progress("dedup train: whole", total=steps, unit="batches", quiet=quiet) as progress:
         return optimise(
             "whole",
-            detector,
+            detector.found,
             detector,
             _picture_batches(config, pictures, known, batch_size, steps, joined=True, first_step=before),
             schedule,

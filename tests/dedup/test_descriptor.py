@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from dedup.descriptor import DIMENSION, DIRECTIONS, EDGE_PX, colours, describe, discriminant, edges, framed
+from dedup.descriptor import (
+    DIMENSION,
+    DIRECTIONS,
+    EDGE_PX,
+    colours,
+    describe,
+    discriminant,
+    edges,
+    framed,
+    soft_hash,
+)
 
 
 def _spot(left: int, top: int, width: int, height: int) -> np.ndarray:
@@ -89,3 +99,17 @@ def test_both_sides_of_the_problem_agree() -> None:
     _, narrow = discriminant(padded[0], padded[1:], 8)
     one, two = clean @ wide.T, clean @ narrow[:, :29].T
     assert np.abs(np.corrcoef(one.T, two.T)[:8, 8:]).diagonal().min() > 0.95
+
+
+def test_a_soft_hash_does_not_change_with_brightness_and_contrast() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand((3, 3, 64, 64), generator=draw)
+    hashes = soft_hash(x, 10)
+    assert hashes.shape == (3, 100)
+    assert torch.allclose(hashes, soft_hash(0.5 * x + 0.2, 10), atol=1e-4)
+    assert torch.allclose(hashes.norm(dim=1), torch.ones(3))
+    assert float(hashes[0] @ hashes[1]) < 0.5
+
+
+def test_a_flat_picture_has_no_hash() -> None:
+    assert torch.all(soft_hash(torch.full((2, 3, 64, 64), 0.7), 10) == 0)

@@ -50,10 +50,11 @@ def test_no_layer_keeps_statistics_of_a_batch() -> None:
         assert {name for name, _ in made.named_buffers()} <= {"centre", "projection"}
 
 
+@pytest.mark.parametrize("preset", ["small", "general"])
 @pytest.mark.parametrize("training", [False, True])
-def test_an_embedding_does_not_depend_on_its_batch(training: bool) -> None:
+def test_an_embedding_does_not_depend_on_its_batch(training: bool, preset: str) -> None:
     torch.manual_seed(0)
-    made = Detector(PRESETS["small"]).train(training)
+    made = Detector(PRESETS[preset]).train(training)
     pixels = torch.from_numpy(_pixels(6, 64))
     with torch.no_grad():
         alone, together = made(pixels[:1]), made(pixels)[:1]
@@ -77,7 +78,9 @@ def test_resnet50_has_its_size() -> None:
 
 def test_flat_pictures_have_an_embedding() -> None:
     flat = np.full((2, 6, 64, 64), 255, np.uint8)
-    assert np.isfinite(embed(Detector(PRESETS["small"]), flat)).all()
+    for preset in ("small", "general"):
+        found = embed(Detector(PRESETS[preset]), flat)
+        assert np.linalg.norm(found, axis=1) == pytest.approx([1, 1], abs=1e-5)
 
 
 def test_no_pictures_no_embeddings() -> None:
@@ -142,7 +145,7 @@ def test_bad_detector_folders(tmp_path: Path) -> None:
             load(str(tmp_path))
 
 
-@pytest.mark.parametrize("wrong", [{"depths": (1,)}, {"joined": -1}, {"joined": 100_000}])
+@pytest.mark.parametrize("wrong", [{"depths": (1,)}, {"joined": -1}, {"joined": 100_000}, {"hashed": 4}])
 def test_impossible_architectures_are_refused(wrong: dict[str, object]) -> None:
     values: dict[str, object] = {
         "image_px": 64, "stem_channels": 8, "stem_kernel": 5, "stem_pool": False, "widths": (4, 8),
