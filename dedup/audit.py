@@ -7,6 +7,7 @@ import sys
 from typing import TypeVar
 
 from dedup import embed, images, report, search
+from dedup.backends import HASHES
 from dedup.config import AuditConfig, EmbedConfig, ReportConfig, SearchConfig
 from pipeline.core import beam as stages
 from pipeline.core import paths
@@ -25,7 +26,9 @@ def run(config: AuditConfig, out: str, options: RunOptions) -> Manifest | None:
         raise UsageError("an audit needs both sides", expected="--train PATH… --eval PATH…")
     detector = embed.require_detector(config.detector)
     _check_names(config)
-    inputs = [*config.train, *config.eval, detector, *config.predictions]
+    config = dataclasses.replace(config, hash=detector if detector in HASHES else None)
+    own = [] if detector in HASHES else [detector]
+    inputs = [*config.train, *config.eval, *own, *config.predictions]
     if config.thresholds:
         inputs.append(config.thresholds)
 

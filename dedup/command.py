@@ -8,7 +8,7 @@ from dedup.config import AuditConfig, EmbedConfig, GroupsConfig, ReportConfig, S
 from pipeline.core.command import Command, Task, path_list
 
 _PICTURES = "shards, a folder of pictures (class folders or not), picture files, or Parquet with `image`"
-_DETECTOR = "folder of `wit dedup train`; default: the one that ships"
+_DETECTOR = "folder of `wit dedup train`, or phash or pdq to compare; default: the one that ships"
 _PREDICTIONS = "eval_dataset, eval_id, correct: Parquet, a folder of `wit evaluate`, or CSV"
 
 

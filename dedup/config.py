@@ -143,8 +143,9 @@ class EmbedConfig:
 
     Attributes:
         images: Shards, ImageFolders, plain folders, or tables of pictures.
-        detector: Folder of ``wit dedup train``; default: the one that ships.
+        detector: Folder of ``wit dedup train``, ``phash`` or ``pdq``; default: the one that ships.
         dataset: Name of the data set; default: each path's own last name.
+        hash: The hash that stands in for a detector, set from ``detector``.
         batch_size: Pictures embedded at once.
         threads: Threads of each worker's arithmetic.
     """
@@ -152,6 +153,7 @@ class EmbedConfig:
     images: tuple[str, ...] = input_paths()
     detector: str | None = input_path()
     dataset: str | None = None
+    hash: str | None = None
     batch_size: int = 64
     threads: int = 1
 
@@ -244,9 +246,10 @@ class AuditConfig:
     Attributes:
         train: Training pictures, as ``wit dedup embed --images`` takes them.
         eval: Evaluation pictures; each path is a data set of its own.
-        detector: Folder of ``wit dedup train``; default: the one that ships.
+        detector: Folder of ``wit dedup train``, ``phash`` or ``pdq``; default: the one that ships.
         thresholds: As in ``wit dedup report``.
         predictions: As in ``wit dedup report``; without them only the contamination is reported.
+        hash: As in ``wit dedup embed``.
         k: Neighbours of each evaluation picture.
         threads: Threads of each worker's arithmetic.
     """
@@ -256,6 +259,7 @@ class AuditConfig:
     detector: str | None = input_path()
     thresholds: str | None = input_path()
     predictions: tuple[str, ...] = input_paths()
+    hash: str | None = None
     k: int = 10
     threads: int = 1
 

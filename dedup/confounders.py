@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 # Standard deviation of the grey levels (of 255) below which a picture shows next to nothing.
 NEAR_UNIFORM_LEVELS = 6.0
@@ -45,9 +46,10 @@ class Facts:
         )
 
 
-def spread(grey: np.ndarray) -> float:
-    """Standard deviation of a picture's grey levels: uint8 or float [..., H, W] -> levels of 255."""
-    return float(np.asarray(grey, np.float64).std())
+def spread(image: Image.Image) -> float:
+    """Standard deviation of a picture's grey levels, of 255, at 32 by 32 pixels."""
+    small = image.resize((32, 32), Image.Resampling.BOX, reducing_gap=2.0)
+    return float(np.asarray(small.convert("L"), np.float64).std())
 
 
 def flagged(facts: Facts) -> dict[str, np.ndarray]:

@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from dedup import confounders, images
 from dedup import detector as detectors
+from dedup.backends import HASHES, Backend, open_backend
 from dedup.collection import UNREADABLE
 from dedup.config import EmbedConfig
-from dedup.detector import Loaded, decode, looks, size
+from dedup.detector import decode, size
 from pipeline.core import beam as stages
 from pipeline.core import paths, tables
 from pipeline.core.contracts import EMBEDDINGS, Contract
@@ -66,17 +67,18 @@ def run(config: EmbedConfig, out: str, options: RunOptions) -> Manifest | None:
     """Runs the command; see :func:`pipeline.core.stage.run_stage`."""
     folder = require_detector(config.detector)
     chunks = images.plan(config.images, dataset=config.dataset)
-    loaded = detectors.load(folder)
+    backend = open_backend(folder)
+    config = dataclasses.replace(config, hash=folder if folder in HASHES else None)
 
     def body(written: str) -> StageResult:
-        return embed_chunks(config, chunks, loaded, written, options)
+        return embed_chunks(config, chunks, backend, written, options)
 
     return run_stage(
         body,
         stage=STAGE,
         contract=EMBEDDINGS.id,
         config=config,
-        inputs=[*config.images, folder],
+        inputs=[*config.images, *([] if folder in HASHES else [folder])],
         out=out,
         options=options,
         owned=(_TOTAL,),
@@ -84,11 +86,11 @@ def run(config: EmbedConfig, out: str, options: RunOptions) -> Manifest | None:
 
 
 def embed_chunks(
-    config: EmbedConfig, chunks: Sequence[images.Chunk], loaded: Loaded, out: str, options: RunOptions
+    config: EmbedConfig, chunks: Sequence[images.Chunk], backend: Backend, out: str, options: RunOptions
 ) -> StageResult:
     """Runs the pipeline over planned chunks and writes the folder's parts."""
     beam_options = stages.pipeline_options(options.beam)
-    dimension = loaded.detector.architecture.embedding
+    dimension = backend.dimension
     contract = embeddings_contract(dimension)
     total = sum(chunk.rows for chunk in chunks)
 
@@ -114,9 +116,9 @@ def embed_chunks(
         rows_in=stages.read_total(paths.join(out, _TOTAL)),
         engine=stages.engine(beam_options),
         extra={
-            "detector_sha256": loaded.sha256,
+            "detector_sha256": backend.sha256,
             "dimension": dimension,
-            "threshold": loaded.threshold,
+            "threshold": backend.threshold,
             "datasets": sorted({chunk.dataset for chunk in chunks}),
         },
     )
@@ -139,7 +141,7 @@ class EmbedChunks(beam.DoFn):
         import torch
 
         torch.set_num_threads(self.threads)
-        self.loaded = detectors.load(self.detector)
+        self.backend = open_backend(self.detector)
 
     def process(self, chunk: images.Chunk) -> Iterator[Any]:
         """Yields tables of embeddings and of dropped rows, and the number of pictures that came in."""
@@ -147,7 +149,7 @@ class EmbedChunks(beam.DoFn):
         rows = 0
         for batch in batches(_counted(images.read(chunk)), self.batch_size):
             rows += len(batch)
-            table, dropped = embed_batch(self.loaded, batch, chunk.dataset)
+            table, dropped = embed_batch(self.backend, batch, chunk.dataset)
             lost += dropped
             if table.num_rows:
                 yield table
@@ -175,38 +177,33 @@ def batches(pictures: Iterable[images.Picture], size: int) -> Iterator[list[imag
 
 
 def embed_batch(
-    loaded: Loaded, batch: Sequence[images.Picture], dataset: str
+    backend: Backend, batch: Sequence[images.Picture], dataset: str
 ) -> tuple[pa.Table, list[tuple[str, str, str | None]]]:
     """Embeds some pictures.
 
     Returns:
         A table of ``embeddings/1``, and the dropped rows as (reason, id, detail).
     """
-    architecture = loaded.detector.architecture
     kept: list[images.Picture] = []
-    pixels: list[np.ndarray] = []
-    sizes: list[tuple[int, int]] = []
+    prepared: list[np.ndarray] = []
+    facts: list[tuple[int, int, float]] = []
     lost: list[tuple[str, str, str | None]] = []
     for picture in batch:
         if picture.data is None:
             lost.append((MISSING, picture.id, picture.problem))
             continue
         try:
-            pixels.append(looks(decode(picture.data), architecture))
-            sizes.append(size(picture.data))
+            image = decode(picture.data)
+            prepared.append(backend.prepare(image))
+            facts.append((*size(picture.data), confounders.spread(image)))
         except ValueError as error:
             lost.append((UNREADABLE, picture.id, str(error)))
             continue
         kept.append(picture)
-    side = architecture.image_px
-    found = detectors.embed(
-        loaded.detector,
-        np.stack(pixels) if pixels else np.zeros((0, 3, side, side), np.uint8),
-        batch_size=max(1, len(batch)),
-    )
+    found = backend.embed(prepared)
     if not np.isfinite(found).all():
         raise InputError("the detector gives embeddings that are not numbers", where=dataset)
-    contract = embeddings_contract(architecture.embedding)
+    contract = embeddings_contract(backend.dimension)
     table = pa.table(
         {
             "id": pa.array([p.id for p in kept], pa.string()),
@@ -214,9 +211,9 @@ def embed_batch(
             "label": pa.array([p.label for p in kept], pa.string()),
             "embedding": vectors_to_arrow(found),
             # What the report needs to tell blank and tiny pictures from copies.
-            "width": pa.array([width for width, _ in sizes], pa.int32()),
-            "height": pa.array([height for _, height in sizes], pa.int32()),
-            "spread": pa.array([confounders.spread(p[:3].mean(axis=0)) for p in pixels], pa.float32()),
+            "width": pa.array([width for width, _, _ in facts], pa.int32()),
+            "height": pa.array([height for _, height, _ in facts], pa.int32()),
+            "spread": pa.array([spread for _, _, spread in facts], pa.float32()),
         }
     )
     return contract.conform(table), lost

@@ -1,0 +1,149 @@
+"""What turns pictures into vectors: the learned detector, or a perceptual hash for comparison.
+
+A hash's bits become +1 and -1, scaled to length 1, so that the same search compares them: of two hashes of d bits
+that differ in h, the similarity is 1 - 2 h / d.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from dedup import detector as detectors
+from dedup.detector import Loaded
+from pipeline.core.errors import UsageError
+
+
+class Backend(Protocol):
+    """Embeds pictures; in two steps, so that one that fails is known before its batch is embedded."""
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+
+    @property
+    def threshold(self) -> float | None:
+        """Similarity from which on a pair counts as a copy, if it is known."""
+
+    @property
+    def sha256(self) -> str:
+        """Identity: equal ones give equal embeddings."""
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """What an embedding is made from."""
+
+    def embed(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [N, dimension], rows of length 1."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A detector of ``wit dedup train``."""
+
+    loaded: Loaded
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self.loaded.detector.architecture.embedding
+
+    @property
+    def threshold(self) -> float | None:
+        """The calibrated one."""
+        return self.loaded.threshold
+
+    @property
+    def sha256(self) -> str:
+        """Weights and architecture."""
+        return self.loaded.sha256
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """The detector's looks at a picture."""
+        return detectors.looks(image, self.loaded.detector.architecture)
+
+    def embed(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [N, dimension], rows of length 1."""
+        if not prepared:
+            return np.zeros((0, self.dimension), np.float32)
+        return detectors.embed(self.loaded.detector, np.stack(prepared), batch_size=len(prepared))
+
+
+@dataclass(frozen=True)
+class Hash:
+    """A perceptual hash of an optional package.
+
+    Attributes:
+        name: As given to ``--detector``.
+        package: Distribution and module that make it.
+        dimension: Bits.
+        most_differing: Bits by which the hashes of copies differ at most, as its makers advise.
+        bits: Picture to bool [dimension], given the module.
+    """
+
+    name: str
+    package: str
+    dimension: int
+    most_differing: int
+    bits: Callable[[Any, Image.Image], np.ndarray]
+
+    @property
+    def threshold(self) -> float:
+        """The similarity of two hashes that differ by the makers' advice."""
+        return 1 - 2 * self.most_differing / self.dimension
+
+    @property
+    def sha256(self) -> str:
+        """Name and version of the package."""
+        told = f"{self.name} {self.package} {metadata.version(self.package)}"
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """The hash as bool [dimension]."""
+        return self.bits(importlib.import_module(self.package), image)
+
+    def embed(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 [N, dimension], rows of length 1."""
+        held = np.array(prepared, bool).reshape(len(prepared), self.dimension)
+        return np.where(held, 1, -1).astype(np.float32) / np.float32(self.dimension**0.5)
+
+
+def _phash(imagehash: Any, image: Image.Image) -> np.ndarray:
+    return np.asarray(imagehash.phash(image).hash, bool).reshape(-1)
+
+
+def _pdq(pdqhash: Any, image: Image.Image) -> np.ndarray:
+    found, _ = pdqhash.compute(np.asarray(image))
+    return np.asarray(found, bool)
+
+
+HASHES = {
+    "phash": Hash("phash", "imagehash", 64, 10, _phash),
+    "pdq": Hash("pdq", "pdqhash", 256, 31, _pdq),
+}
+
+
+def open_backend(name: str) -> Backend:
+    """The hash of a name, or the detector of a folder.
+
+    Raises:
+        UsageError: The hash's package is not installed; InputError: there is no such detector.
+    """
+    found = HASHES.get(name)
+    if found is None:
+        return Learned(detectors.load(name))
+    try:
+        importlib.import_module(found.package)
+    except ImportError as error:
+        raise UsageError(
+            f"--detector {name} needs the package {found.package}",
+            found=str(error),
+            hint="pip install 'webimagetext[hashes]'",
+        ) from error
+    return found
