@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ from pipeline.fetch.decode import TIMEOUT, decoder_for
 from pipeline.fetch.images import Stored, process
 from pipeline.fetch.policy import Refusal
 from tests.fetch.bodies import saved
+from tests.fetch.hostile import Site
+from tests.fetch.test_stage import fetch, pairs_of, rows_of
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("img2dataset") is None, reason="the extra img2dataset is not installed"
@@ -147,3 +150,27 @@ def test_limits_hold_for_it_too() -> None:
     assert isinstance(first, Refusal)
     assert first.reason == "decode_error"
     assert isinstance(second, Stored)
+
+
+def test_img2datasets_reader_takes_our_shards_as_its_input(site: Site, tmp_path: Path) -> None:
+    """Our Parquet is a list of URLs to it: with captions, our columns, and the hash that it can verify."""
+    urls = [*(site.url(f"/img/{i}.jpg") for i in range(7)), site.url("/missing.jpg")]
+    fetch(pairs_of(tmp_path / "pairs", urls), tmp_path / "out", "--rows-per-shard", "5")
+    code = (
+        "import json, sys\n"
+        "import pyarrow as pa\n"
+        "from img2dataset.reader import Reader\n"
+        "folder, scratch = sys.argv[1:]\n"
+        "reader = Reader(folder, 'parquet', 'url', 'caption', 'sha256', 'sha256', ['pair_id'], 4, set(), scratch)\n"
+        "tables = [pa.ipc.open_file(path).read_all() for _, path in reader]\n"
+        "rows = [row for table in tables for row in table.to_pylist()]\n"
+        "print(json.dumps([[row[name] for name in ('url', 'caption', 'sha256', 'pair_id')] for row in rows]))\n"
+    )
+    (tmp_path / "scratch").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out"), str(tmp_path / "scratch")],
+        env=os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    expected = [[r["url"], r["caption"], r["sha256"], r["pair_id"]] for r in rows_of(tmp_path / "out")]
+    assert json.loads(done.stdout.splitlines()[-1]) == expected
+    assert len(expected) == 8
