@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core import charts, scales
-from pipeline.core.charts import Axis, Interval, Marker, Series
+from pipeline.core.charts import Axis, Interval, Marker, Point, Series
 
 HOSTILE = "<script>alert(1)</script> & \"quotes\" 'single' ]]>"
 FINITE = st.floats(-1e9, 1e9)
@@ -219,3 +219,22 @@ def test_nothing_to_draw_says_so(drawn: str) -> None:
 def test_every_colour_is_set_for_light_and_dark() -> None:
     for name in ("--c1", "--c2", "--c3", "--c4", "--ink", "--muted", "--panel", "--line", "--soft"):
         assert len(re.findall(rf"{name}: #", charts.STYLE)) == 2
+
+
+def test_scatter_charts_draw_points_whiskers_and_nought() -> None:
+    points = [
+        Point(name=HOSTILE, x=12.1, y=5.0, low=-1.0, high=9.0, told=HOSTILE),
+        *(Point(name=f"set {i}", x=2.0 + i / 100, y=0.1) for i in range(5)),
+    ]
+    drawn = charts.scatter_chart(points, title="t", x=Axis(label="x", low=0), y=Axis(label="y"), note=HOSTILE)
+    tree = parse(drawn)
+    circles = [(float(c.get("cx", "")), float(c.get("cy", ""))) for c in tree.iter("circle")]
+    assert len(circles) == 6
+    # The first is the farthest from nought; a point above nought lies higher than those near it.
+    assert circles[0][1] < circles[1][1]
+    assert all(0 < x < charts.WIDTH for x, _ in circles)
+    assert len([p for p in tree.iter("path") if p.get("class") == "curve"]) == 1
+    # Five points on one spot share the room of one name.
+    assert len([t for t in texts(drawn) if t.startswith("set ")]) == 1
+    assert "<script" not in drawn
+    assert "no data" in charts.scatter_chart([], title="t", x=Axis(label="x"), y=Axis(label="y"))
