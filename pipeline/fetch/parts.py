@@ -21,6 +21,7 @@ from pipeline.fetch.hooks import read_deny_list
 from pipeline.fetch.images import Stored
 from pipeline.fetch.policy import Refusal
 from pipeline.fetch.reuse import as_it_is
+from pipeline.fetch.rights import reserving
 from pipeline.fetch.staging import DECODED, RAW, ROW, Bodies, Row, decoded_bodies, indexes, write_parquet
 
 
@@ -49,8 +50,13 @@ def decode_part(
         return 0
     rows = tables.read_files([paths.join(work, RAW, f"{name}.parquet")]).to_pylist()
     for row in rows:
+        marks = (
+            reserving(tuple((row["image_rights"] or "").split(", "))) if config.drop_reserved_images else ()
+        )
         if row["sha256"] in denied:
             row |= _refused(Refusal("blocklisted_hash"))
+        elif marks:  # known from when it was fetched: a stored image has lost its metadata
+            row |= _refused(Refusal("rights_flag", ", ".join(marks)))
     with (
         Bodies(work) as bodies,
         paths.open_atomic(paths.join(work, DECODED, f"{name}.bin")) as file,
@@ -81,8 +87,8 @@ def _decoded(row: Row, found: Stored | Refusal, bodies: Bodies, config: FetchCon
     """What decoding changes in a row; a success comes with its ``jpeg``."""
     if isinstance(found, Refusal):
         return _refused(found)
-    jpeg = as_it_is(bodies.read(row), found, config) if row["source"] is not None else None
-    jpeg = found.jpeg if jpeg is None else jpeg
+    same = as_it_is(bodies.read(row), found, config) if row["source"] is not None else None
+    jpeg = found.jpeg if same is None else same
     seen = row["original_width"] is not None
     return {
         "jpeg": jpeg,
@@ -92,8 +98,8 @@ def _decoded(row: Row, found: Stored | Refusal, bodies: Bodies, config: FetchCon
         "original_width": row["original_width"] if seen else found.original_width,
         "original_height": row["original_height"] if seen else found.original_height,
         "exif": found.exif if row["exif"] is None else row["exif"],
-        "phash": found.phash,
-        "image_rights": ", ".join(found.rights) or None,
+        "phash": found.phash if same is None else row["phash"] or found.phash,
+        "image_rights": row["image_rights"] or ", ".join(found.rights) or None,
         "image_score": found.score,
     }
 

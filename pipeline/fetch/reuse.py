@@ -204,7 +204,7 @@ def _read_images(element: KnownFile, config: FetchConfig) -> Iterator[Row]:
             if not element.source.ready:
                 if not fits(row, config):
                     continue
-                row |= dict.fromkeys(("width", "height", "phash", "image_rights", "image_score"))
+                row |= dict.fromkeys(("width", "height", "image_score"))
             if not element.source.ours:
                 row |= {"http_status": None}
             yield row | dict(zip(("bodies", "offset", "length"), where, strict=True))

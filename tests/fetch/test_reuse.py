@@ -266,6 +266,20 @@ def test_what_is_denied_is_not_taken_over_either(site: Site, tmp_path: Path) -> 
     assert done.dropped == {"blocklisted_hash": 1}
 
 
+def test_what_is_reserved_is_known_after_its_metadata_is_gone(site: Site, tmp_path: Path) -> None:
+    body = jpeg(picture("red", "cross", size=64))
+    mark = b'plus:DataMining="http://ns.useplus.org/ldf/vocab/DMI-PROHIBITED"'
+    marked = body[:2] + b"\xff\xfe" + (len(mark) + 2).to_bytes(2, "big") + mark + body[2:]
+    pairs = pairs_of(tmp_path / "pairs", [site.add("/marked", marked), site.url("/img/1.jpg")])
+    keep = ("--set", "fetch.drop_reserved_images=false")
+    fetch(pairs, tmp_path / "old", *keep)
+    rights = {r["url"]: r["image_rights"] for r in rows_of(tmp_path / "old")}
+    assert rights == {site.url("/marked"): "plus:DMI-PROHIBITED", site.url("/img/1.jpg"): None}
+    asked_for(site)
+    done = fetch(pairs, tmp_path / "new", "--reuse", str(tmp_path / "old"))
+    assert (done.dropped, asked_for(site)) == ({"rights_flag": 1}, set())
+
+
 def test_images_of_other_settings_are_resized_or_fetched_again(site: Site, tmp_path: Path) -> None:
     urls = [site.add(f"/{size}", jpeg(picture("red", "cross", size=size))) for size in (40, 100, 300)]
     pairs = pairs_of(
