@@ -15,6 +15,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from model import interchange
 from model.clip import CLIP
@@ -88,6 +89,37 @@ def read_model(folder: str) -> tuple[ModelConfig, dict[str, Tensor]]:
         return read_config(folder), safetensors.torch.load(paths.read_bytes(path))
     except (safetensors.SafetensorError, ValueError) as error:
         raise InputError("damaged weights", where=path, found=str(error)) from error
+
+
+def start_from(model: CLIP, folder: str) -> None:
+    """Gives a model the weights of a checkpoint; a ViT's position embeddings are interpolated to its own grid.
+
+    So the paper's ViT-L/14@336px starts from ViT-L/14 (its Table 20's last line, FixRes-like).
+
+    Raises:
+        InputError: The checkpoint is missing, unfinished or damaged.
+        ContractError: Its weights do not fit in more than the grid of positions.
+    """
+    check(folder)
+    _, weights = read_model(folder)
+    name = "visual.positional_embedding"
+    wanted = model.state_dict().get(name)
+    if wanted is not None and name in weights and weights[name].shape != wanted.shape:
+        weights[name] = _on_grid(weights[name], len(wanted))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ContractError(
+            "the weights do not fit the model to train", where=folder, found=str(error)[:200]
+        ) from error
+
+
+def _on_grid(positions: Tensor, count: int) -> Tensor:
+    """Position embeddings [1 + s*s, D], the class token's first, resampled (bicubic) to [count, D]."""
+    old, new = round((len(positions) - 1) ** 0.5), round((count - 1) ** 0.5)
+    grid = positions[1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    made = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False, antialias=True)
+    return torch.cat([positions[:1], made.flatten(2)[0].T])
 
 
 def read_config(folder: str) -> ModelConfig:

@@ -13,6 +13,7 @@ def _train(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--model", metavar="NAME", help="RN50, RN101, …, ViT-L/14@336px, or RN-mini, RN-tiny, ViT-tiny"
     )
+    made.add_argument("--weights", metavar="PATH", help="checkpoint to start from (random weights)")
     made.add_argument(
         "--batch-size", dest="batch_size", type=int, metavar="N", help="pairs of a batch (32,768)"
     )

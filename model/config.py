@@ -24,6 +24,7 @@ class TrainConfig:
 
     Attributes:
         shards: Finished folders of ``wit fetch``.
+        weights: Checkpoint to start from, of any form that ``wit evaluate`` reads, instead of random weights.
         model: Name of a preset: the paper's nine models or a small one.
         image_size: Pixels of the square input, if another than the preset's.
         vision_layers: Blocks of each ResNet stage, or one number for a ViT, if others than the preset's.
@@ -67,6 +68,7 @@ class TrainConfig:
     """
 
     shards: tuple[str, ...] = input_paths()
+    weights: str | None = input_path()
     model: str = "RN50"
     image_size: int | None = None
     vision_layers: tuple[int, ...] | int | None = None

@@ -53,6 +53,8 @@ def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
         raise UsageError("no shards to train on", hint="pass --shards DIR")
     if not options.dry_run:
         shard_files(config.shards)  # refuses before anything is written
+        if config.weights is not None:
+            checkpoint.check(config.weights)
 
     distributed.start(device_of(config.device))
     try:
@@ -81,7 +83,7 @@ def _run_first(config: TrainConfig, out: str, options: RunOptions) -> Manifest |
             stage="train",
             contract=checkpoint.CONTRACT,
             config=config,
-            inputs=config.shards,
+            inputs=[*config.shards, *([config.weights] if config.weights else [])],
             out=out,
             options=options,
             owned=OWNED,
@@ -344,6 +346,8 @@ class Trainer:
                 hint="run without --resume to start from the beginning",
             )
         if state is None:
+            if self.config.weights is not None:
+                checkpoint.start_from(self.model, self.config.weights)
             return {}
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])

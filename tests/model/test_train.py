@@ -24,7 +24,7 @@ from model.shards import read_index
 from model.train import Trainer, run
 from pipeline.cli import main
 from pipeline.core import fakes, manifest
-from pipeline.core.errors import InputError, OutputError, UsageError
+from pipeline.core.errors import ContractError, InputError, OutputError, UsageError
 from pipeline.core.stage import RunOptions
 
 QUIET = RunOptions(quiet=True)
@@ -339,3 +339,24 @@ def test_accumulation_and_recomputation_are_options(shards: str, tmp_path: Path)
         assert curves[1] == pytest.approx(curves[0], abs=1e-4)
     with pytest.raises(UsageError, match=r"equal parts.*expected a divisor of 32, found 5"):
         run(config(shards, accumulation=5), str(tmp_path / "x"), QUIET)
+
+
+def test_training_starts_from_weights_at_a_higher_resolution(shards: str, tmp_path: Path) -> None:
+    small: dict[str, object] = {"model": "ViT-tiny", "vision_width": 64, "steps": 4, "warmup_steps": 1}
+    run(config(shards, **small), str(tmp_path / "a"), QUIET)
+    start = str(tmp_path / "a")
+    rate = 1e-9  # so that the result shows what it started from
+    larger = config(shards, **{**small, "image_size": 40, "learning_rate": rate, "weights": start})
+    made = run(larger, str(tmp_path / "b"), QUIET)
+    assert made is not None
+    assert [i["path"] for i in made.inputs] == [shards, start]
+    before, after = (checkpoint.load_model(str(tmp_path / n)).state_dict() for n in "ab")
+    name = "visual.positional_embedding"
+    assert (before[name].shape[0], after[name].shape[0]) == (17, 26)
+    assert torch.allclose(before[name][0], after[name][0], atol=1e-6)
+    torch.testing.assert_close(after[name][1:].mean(0), before[name][1:].mean(0), atol=0.02, rtol=0)
+    assert torch.allclose(before["text_projection"], after["text_projection"], atol=1e-6)
+    with pytest.raises(ContractError, match="do not fit the model to train"):
+        run(config(shards, weights=start), str(tmp_path / "c"), QUIET)
+    with pytest.raises(InputError, match="no such folder"):
+        run(config(shards, weights=str(tmp_path / "none")), str(tmp_path / "d"), QUIET)
