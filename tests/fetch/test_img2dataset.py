@@ -174,3 +174,15 @@ def test_img2datasets_reader_takes_our_shards_as_its_input(site: Site, tmp_path:
     expected = [[r["url"], r["caption"], r["sha256"], r["pair_id"]] for r in rows_of(tmp_path / "out")]
     assert json.loads(done.stdout.splitlines()[-1]) == expected
     assert len(expected) == 8
+
+
+def test_both_engines_write_the_same_layout(site: Site, tmp_path: Path) -> None:
+    urls = [*(site.url(f"/img/{i}.jpg") for i in range(4)), site.url("/missing.jpg")]
+    pairs = pairs_of(tmp_path / "pairs", urls)
+    fetch(pairs, tmp_path / "native")
+    fetch(pairs, tmp_path / "theirs", "--engine", "img2dataset")
+    native, theirs = rows_of(tmp_path / "native"), rows_of(tmp_path / "theirs")
+    for ours, other in zip(native, theirs, strict=True):
+        assert ours | {"phash": None, "exif": None} == other | {"phash": None, "exif": None}
+    names = [sorted(p.name for p in (tmp_path / n).iterdir()) for n in ("native", "theirs")]
+    assert names[0] == names[1]
