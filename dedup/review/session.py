@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,7 @@ class Pairs:
         step: int64 [N], step of the model.
         asked: bool [N], whether the pair can be asked about at all.
         order: int64 [N], rank by keyed hash: the lower is asked about first.
+        index: Place of each pair that can be asked about, by evaluation and training id.
         steps: float64 [M], the model's steps.
         working: The threshold that stands before the review.
     """
@@ -50,6 +51,7 @@ class Pairs:
     step: np.ndarray
     asked: np.ndarray
     order: np.ndarray
+    index: Mapping[tuple[str, str], int]
     steps: np.ndarray
     working: float
 
@@ -75,6 +77,7 @@ def lay_out(best: Best, working: float, *, seed: int = 0) -> Pairs:
         step=step,
         asked=asked,
         order=order,
+        index={(ids[i], best.pair_ids[rows[i]]): i for i in np.flatnonzero(asked).tolist()},
         steps=steps,
         working=working,
     )
@@ -146,7 +149,7 @@ class Session:
         now = self._next(dataset, answers)
         asked = [float(pairs.similarity[i]) for i in answers]
         return {
-            "datasets": [self._summary(name) for name in self.names],
+            "datasets": self._summaries(),
             "dataset": dataset,
             "pair": None if now is None else self._pair(dataset, now),
             "ahead": self._ahead(dataset, answers, now),
@@ -162,14 +165,13 @@ class Session:
             "problems": self.problems,
         }
 
-    def _summary(self, name: str) -> dict[str, Any]:
-        saved = labels.read_thresholds(self.folder).get(name)
-        return {
-            "name": name,
-            "pairs": len(self.sets[name].eval_ids),
-            "labels": sum(1 for a in self._answers(name).values() if a != labels.SKIP),
-            "saved": saved,
-        }
+    def _summaries(self) -> list[dict[str, Any]]:
+        saved = labels.read_thresholds(self.folder)
+        said = Counter(one.dataset for one in self.store.labels if one.answer != labels.SKIP)
+        return [
+            {"name": n, "pairs": len(self.sets[n].eval_ids), "labels": said[n], "saved": saved.get(n)}
+            for n in self.names
+        ]
 
     @property
     def folder(self) -> str:
@@ -180,8 +182,7 @@ class Session:
         """A data set's answers by pair; answers about pairs of another search are left out."""
         pairs = self.sets[dataset]
         said = labels.answered(self.store.labels, dataset)
-        index = {pair: i for i, pair in enumerate(zip(pairs.eval_ids, pairs.pair_ids, strict=True))}
-        return {index[pair]: answer for pair, answer in said.items() if pair in index}
+        return {pairs.index[pair]: answer for pair, answer in said.items() if pair in pairs.index}
 
     def _next(self, dataset: str, answers: Mapping[int, str]) -> int | None:
         pairs = self.sets[dataset]
@@ -260,6 +261,8 @@ class Session:
             raise ValueError(f"answer must be one of {', '.join(labels.ANSWERS)}, is {answer!r}")
         if not 0 <= index < len(pairs.eval_ids):
             raise IndexError(f"pair must lie in 0..{len(pairs.eval_ids) - 1}, is {index}")
+        if not pairs.asked[index]:
+            raise ValueError("this pair is not among those that are asked about")
         if index in self._answers(dataset):
             raise ValueError("this pair has its answer already")
         self.store.add(
@@ -277,8 +280,7 @@ class Session:
         taken = self.store.undo(dataset)
         if taken is None:
             return None
-        pairs = self.sets[dataset]
-        return next((i for i, name in enumerate(pairs.eval_ids) if name == taken.eval_id), None)
+        return self.sets[dataset].index.get((taken.eval_id, taken.pair_id))
 
     def save(self, dataset: str, threshold: float) -> dict[str, Any]:
         """Saves a threshold with who set it, when, on how many labels, and what is expected of it.
