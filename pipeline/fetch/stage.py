@@ -171,7 +171,8 @@ def _body(
     run = _Run(config, out, options, beam_options)
     paths.make_folder(run.work)
     paths.remove(paths.join(run.work, spill.FOLDER))
-    topped = top_up.TopUp(str(config.pairs), files, run.work) if config.top_up else None
+    some = config.top_up and tables.count_rows(files)
+    topped = top_up.TopUp(str(config.pairs), files, run.work) if some else None
     run.round(0, files)
     extra: dict[str, Any] = {}
     final: list[str] = []

@@ -165,10 +165,16 @@ class _Context:
         row = max(lost, key=lambda r: r["reason"] != "duplicate")
         facts = self.balance.of_dropped(row)
         if row["reason"] == "duplicate":
-            facts["reasons"] = [f"another pair has its URL and, but for case, its cleaned text {row['detail']!r}"]
-        return _answer(
-            "select", "dropped", facts.pop("reasons"), reason=row["reason"], detail=row["detail"], **facts
-        )
+            facts["reasons"] = [
+                f"another pair has its URL and, but for case, its cleaned text {row['detail']!r}"
+            ]
+        reasons, outcome = facts.pop("reasons"), "dropped"
+        if pair_id in self.found["shards"]:
+            reasons, outcome = (
+                [*reasons, "drawn from the reserve for a dead link (`wit fetch --top-up`)"],
+                "reserve",
+            )
+        return _answer("select", outcome, reasons, reason=row["reason"], detail=row["detail"], **facts)
 
     def _fetch(self, pair_id: str) -> Row:
         rows = self.found["shards"].get(pair_id)

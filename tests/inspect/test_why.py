@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,22 @@ def test_the_balance_says_why_it_kept_or_lost_each_pair(
     assert min(seen["kept"], seen["dropped"]) >= 3
 
 
+def test_a_pair_that_replaced_a_dead_link(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    topped = tmp_path / "run"
+    shutil.copytree(run, topped)
+    lost = tables.read_files([str(p) for p in (run / "pairs/dropped").glob("*.parquet")]).to_pylist()
+    drawn = next(row["id"] for row in lost if row["reason"] == "over_cap")
+    row = tables.read_files([str(run / "shards/00003.parquet")]).to_pylist()[1] | {"pair_id": drawn}
+    write_fake_shard(str(topped / "shards"), 4, [(row, jpeg(picture("red", "cross")))])
+    found = asked(topped, drawn, capsys)
+    assert outcomes(found)[:3] == [("candidates", "found"), ("select", "reserve"), ("fetch", "kept")]
+    assert (
+        "drawn from the reserve for a dead link (`wit fetch --top-up`)" in stages(found)["select"]["reasons"]
+    )
+
+
 def test_a_url_has_all_its_pairs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = asked(run, url("both"), capsys)
     by_text = {stages(found, n)["candidates"]["text"]: stages(found, n) for n in range(len(found["pairs"]))}
@@ -228,7 +245,9 @@ def test_a_url_has_all_its_pairs(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert {spaced["outcome"], escaped["outcome"]} == {"kept", "dropped"}
     lost, won = sorted((spaced, escaped), key=lambda s: s["outcome"])
     assert lost["reason"] == "duplicate"
-    assert lost["reasons"] == ["another pair has its URL and, but for case, its cleaned text 'a New York apple'"]
+    assert lost["reasons"] == [
+        "another pair has its URL and, but for case, its cleaned text 'a New York apple'"
+    ]
     assert ("found 2 times, kept once" in won["reasons"]) == (won is escaped)
     (one,) = asked(run, found["pairs"][0]["pair_id"], capsys)["pairs"]
     assert one == found["pairs"][0]
