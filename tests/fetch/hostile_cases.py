@@ -95,8 +95,8 @@ def bodies() -> list[Case]:
         Case("drips a chunk size", "too_slow", drip(chunked, b"1")),
         Case("drips trailers", "too_slow", drip(chunked + b"0\r\n", b"X: y\r\n")),
         Case("fast at first then drips", "too_slow", drip(head("Content-Length: 90000") + bytes(500), b"x")),
-        Case("just fast enough for ever", "deadline", drip(head("Content-Length: 99999"), bytes(400))),
-        Case("just fast enough in chunks", "deadline", drip(chunked, b"190\r\n" + bytes(400) + b"\r\n")),
+        Case("just fast enough for ever", "deadline", drip(head("Content-Length: 99999"), bytes(1_200))),
+        Case("just fast enough in chunks", "deadline", drip(chunked, b"4b0\r\n" + bytes(1_200) + b"\r\n")),
         Case(
             "resets in the middle of the body",
             "truncated",
@@ -175,7 +175,7 @@ def heads() -> list[Case]:
         Case("drips its status line", "too_slow", drip(b"", b"H")),
         Case("drips its fields", "too_slow", drip(head()[:-2], b"X: y\r\n", 0.1)),
         Case("drips one field", "too_slow", drip(head()[:-2] + b"X: ", b"y")),
-        Case("fields just fast enough", "deadline", drip(head()[:-2] + b"X: ", b"y" * 200)),
+        Case("fields just fast enough", "deadline", drip(head()[:-2] + b"X: ", b"y" * 700)),
         Case("says nothing", "read_timeout", raw(stay=True)),
         Case("stops in its status line", "read_timeout", raw(b"HTTP/1.1 2", stay=True)),
         Case("stops in its fields", "read_timeout", raw(head()[:-2] + b"X", stay=True)),
@@ -332,8 +332,8 @@ def wishes() -> list[Case]:
     cases += [
         Case(f"tdmrep with {what}", None, answer(), tdm=answer(body=text)) for what, text in files.items()
     ]
-    groups = robots("".join(f"User-agent: a{i}\nDisallow: /\n" for i in range(12_000)))
-    rules = robots("User-agent: *\n" + "".join(f"Disallow: /*{i}$\n" for i in range(20_000)))
+    groups = robots("".join(f"User-agent: a{i}\nDisallow: /\n" for i in range(3_000)))
+    rules = robots("User-agent: *\n" + "".join(f"Disallow: /*{i}$\n" for i in range(4_000)))
     stars = robots("User-agent: *\nDisallow: /" + "*p" * 5_000 + "$")
     page = answer("Content-Type: text/html", body=b"<html>Disallow: /</html>")
     another = robots("User-agent: img2dataset\nDisallow: /")

@@ -22,11 +22,11 @@ from tests.fetch.hostile_servers import CAP, Case, Certificates, Network, networ
 
 LIMITS = FetchConfig(
     allow_address=("127.0.0.1/32", "127.0.0.6/32"),
-    connect_timeout_s=0.6,
-    read_timeout_s=0.8,
-    deadline_s=2.0,
+    connect_timeout_s=1.2,
+    read_timeout_s=1.2,
+    deadline_s=3.0,
     min_rate_bytes_s=2_000,
-    min_rate_grace_s=0.4,
+    min_rate_grace_s=0.5,
     max_body_bytes=CAP,
     retries=0,
     backoff_base_s=0.01,
