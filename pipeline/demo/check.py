@@ -64,7 +64,8 @@ def _share(part: int, whole: int) -> float:
 
 def _stored_urls(shards: str) -> set[str]:
     """URLs of the pictures that are in the shards."""
-    files = [f for f in paths.list_files(shards, suffixes=(".parquet",)) if "/dropped/" not in f]
+    listed = paths.list_files(shards, suffixes=(".parquet",))
+    files = [f for f in listed if f.rpartition("/")[0] == shards.rstrip("/")]  # not those of the ledger
     rows = tables.read_files(files, columns=["url", "status"])
     return set(rows.filter(pc.equal(rows["status"], "success")).column("url").to_pylist())
 
