@@ -105,7 +105,11 @@ def test_help_lists_every_command_and_each_loads(capsys: pytest.CaptureFixture[s
     ("words", "status", "line"),
     [
         (["selct"], 2, "did you mean `wit select`"),
-        (["dedup"], 2, "needs one of, expected train, embed, search, audit, report"),
+        (
+            ["dedup"],
+            2,
+            "needs one of, expected train, show-augmentations, embed, search, groups, review, audit, report",
+        ),
         (["dedup", "nope"], 2, "found nope"),
         (["zzz"], 2, "see `wit --help`"),
         (["queries", "--out", "o", "--set", "x"], 2, "--set"),
