@@ -15,8 +15,9 @@ that is allowed:
     precision(t) = prior * recall(t) / (prior * recall(t) + (1 - prior) * alarms(t))
 
 with ``prior`` the share of an evaluation set that is expected to be copied. The highest that is allowed leaves 60 %
-of the altered copies at or above it: they are altered more than copies on the web are, and a foreign match that is
-more alike than that is taken for a copy that nobody marked (the web is full of them), not for a false alarm.
+(``least_recall``) of the altered copies at or above it: they are altered more than copies on the web are, and a
+foreign match that is more alike than that is taken for a copy that nobody marked (the web is full of them), not for a
+false alarm.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Share of the altered copies that every threshold leaves at or above it.
+# Share of the altered copies that every threshold leaves at or above it, unless said otherwise.
 LEAST_RECALL = 0.6
 
 
@@ -53,7 +54,13 @@ class Calibration:
 
 
 def choose_threshold(
-    positives: np.ndarray, foreign: np.ndarray, akin: np.ndarray, *, prior: float, precision: float
+    positives: np.ndarray,
+    foreign: np.ndarray,
+    akin: np.ndarray,
+    *,
+    prior: float,
+    precision: float,
+    least_recall: float = LEAST_RECALL,
 ) -> Calibration:
     """The lowest threshold whose expected precision is high enough, or the highest allowed if none is.
 
@@ -63,10 +70,11 @@ def choose_threshold(
         akin: Similarities of all pairs of those pictures with others of their own source.
         prior: Expected share of copied pictures, between 0 and 1.
         precision: Wanted precision, between 0 and 1.
+        least_recall: Share of the altered copies that the threshold leaves at or above it.
     """
     if not len(positives) or not len(foreign):
         raise ValueError("calibration needs at least one positive and one negative")
-    highest = float(np.quantile(positives, 1 - LEAST_RECALL, method="lower"))
+    highest = float(np.quantile(positives, 1 - least_recall, method="lower"))
     negatives = foreign[foreign < highest]
     steps = np.unique(np.round(np.concatenate([positives, negatives]).astype(np.float64), 4))
     steps = steps[steps <= max(highest + 5e-5, steps[0])]

@@ -89,6 +89,8 @@ class TrainConfig:
         prior: Share of an evaluation set that an audit is expected to find copied, for the calibration
             [Section 5: mean 3.2 %].
         precision: Expected precision of an audit at the calibrated threshold.
+        least_recall: Share of the altered copies that every threshold leaves at or above it; lower where training
+            alters far more than the web does.
         augment: Strengths of the augmentations.
         seed: Seed of initial weights, order and augmentations.
         threads: Threads of the arithmetic; another count may change last bits.
@@ -112,6 +114,7 @@ class TrainConfig:
     half: bool = False
     prior: float = 0.032
     precision: float = 0.95
+    least_recall: float = 0.6
     augment: AugmentConfig = AugmentConfig()
     seed: int = 0
     threads: int = 1
@@ -127,7 +130,7 @@ class TrainConfig:
             raise ValueError(f"head_pairs must be at least 1, is {self.head_pairs}")
         if self.batch_size is not None and self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 to compare with others, is {self.batch_size}")
-        for name in ("prior", "precision", "held_out"):
+        for name in ("prior", "precision", "least_recall", "held_out"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, is {getattr(self, name)}")
         for name in ("neighbour_share", "warmup_share"):

@@ -162,4 +162,5 @@ def calibrate(
         np.concatenate(akin) if akin else np.zeros(0, np.float32),
         prior=config.prior,
         precision=config.precision,
+        least_recall=config.least_recall,
     )
