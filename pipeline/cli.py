@@ -30,7 +30,10 @@ STAGES: dict[str, tuple[str, str]] = {
     "fetch": ("pipeline.fetch.command", "download images into tar + Parquet shards"),
     "shards drop": ("pipeline.fetch.command", "take pairs down from finished shards, by id, host or hash"),
     "dedup train": ("dedup.command", "train the near-duplicate detector"),
-    "dedup show-augmentations": ("dedup.command", "a contact sheet of what the detector learns to see through"),
+    "dedup show-augmentations": (
+        "dedup.command",
+        "a contact sheet of what the detector learns to see through",
+    ),
     "dedup embed": ("dedup.command", "embed images with the detector"),
     "dedup search": ("dedup.command", "find evaluation images' nearest training images"),
     "dedup groups": ("dedup.command", "groups of near-duplicates within the training set"),
