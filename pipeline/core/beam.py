@@ -7,9 +7,8 @@ finds a network to download it from.
 
 from __future__ import annotations
 
-import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +16,15 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-from apache_beam.transforms.window import GlobalWindow
-from apache_beam.utils.windowed_value import WindowedValue
 
 from pipeline.core import paths, tables
 from pipeline.core.contracts import DROPPED, Contract
 from pipeline.core.errors import StageFailedError, UsageError, WitError
+from pipeline.core.spill import Chunk, Spill, read_chunks
 
 LOCAL_RUNNER = "FnApiRunner"
 # Rows on their way to a part wait here, below the output folder; run_stage clears what a killed run left.
 SPILL_FOLDER = ".rows.tmp"
-SPILL_BYTES = 32 << 20
 
 
 def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
@@ -118,82 +115,17 @@ def sorted_table(chunks: Iterable[pa.Table], order: Sequence[str]) -> pa.Table:
     return joined.sort_by([(name, "ascending") for name in order]).combine_chunks()
 
 
-# A spilled chunk: its file, and which record batch of the file it is.
-Chunk = tuple[str, int]
-
-
-def write_chunks(
-    folder: str, tables_by_part: Sequence[tuple[int, Sequence[pa.Table]]]
-) -> list[tuple[int, Chunk]]:
-    """Writes rows of several parts as one Arrow file, each part's as one record batch; returns where they are.
-
-    Each call makes a file of a new name: what a retried bundle wrote twice, its result names once.
-    """
-    path = paths.join(folder, f"{uuid.uuid4().hex}.tmp")
-    schema = tables_by_part[0][1][0].schema
-    options = pa.ipc.IpcWriteOptions(compression="lz4")
-    chunks: list[tuple[int, Chunk]] = []
-    with paths.open_atomic(path) as file, pa.ipc.new_file(file, schema, options=options) as writer:
-        for part, held in tables_by_part:
-            for batch in pa.concat_tables(held).combine_chunks().to_batches():
-                writer.write_batch(batch)
-                chunks.append((part, (path, len(chunks))))
-    return chunks
-
-
-def read_chunks(chunks: Iterable[Chunk]) -> pa.Table:
-    """The rows of chunks as one table."""
-    batches = []
-    for path, index in chunks:
-        with paths.open_input(path, decompress=False) as file:
-            batches.append(pa.ipc.open_file(file).get_batch(index))
-    return pa.Table.from_batches(batches)
-
-
-class SpillRows(beam.DoFn):
-    """Tables to ``(part, chunk)``: rows go to files, so that no engine ever holds them between two steps.
-
-    Args:
-        folder: Where the files go.
-        contract: What the rows are.
-        key: String column whose hash chooses a row's part.
-        partitions: Number of parts.
-    """
-
-    def __init__(self, folder: str, contract: Contract, key: str, partitions: int) -> None:
-        self._folder, self._contract, self._key, self._partitions = folder, contract, key, partitions
-
-    def start_bundle(self) -> None:
-        """Starts with nothing held."""
-        self._held: dict[int, list[pa.Table]] = {}
-        self._bytes = 0
-
-    def process(self, element: pa.Table) -> Iterator[tuple[int, Chunk]]:
-        """Takes rows; writes when enough are held."""
-        table = self._contract.conform(element)
-        for part, rows in split_table(table, key=self._key, partitions=self._partitions):
-            self._held.setdefault(part, []).append(rows)
-        self._bytes += table.nbytes
-        if self._bytes >= SPILL_BYTES:
-            yield from self._flush()
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        """Writes the rest."""
-        window = GlobalWindow()
-        for chunk in self._flush():
-            yield WindowedValue(chunk, window.max_timestamp(), (window,))
-
-    def _flush(self) -> list[tuple[int, Chunk]]:
-        held = sorted(self._held.items())
-        self.start_bundle()
-        return write_chunks(self._folder, held) if held else []
+def _conformed_parts(
+    table: pa.Table, contract: Contract, key: str, partitions: int
+) -> list[tuple[int, pa.Table]]:
+    return split_table(contract.conform(table), key=key, partitions=partitions)
 
 
 def _write_part(
     item: tuple[int, Iterable[Chunk]], folder: str, contract: Contract, order: Sequence[str]
 ) -> int:
     index, chunks = item
-    table = sorted_table([read_chunks(chunks)], order)
+    table = sorted_table(read_chunks(chunks), order)
     return tables.write_table(paths.join(folder, tables.part_name(index)), table, contract)
 
 
@@ -238,9 +170,10 @@ class WriteTables(beam.PTransform[Any, Any]):
         written = (
             pcoll
             | "Split"
-            >> beam.ParDo(SpillRows(work, self.contract, self.key, self.partitions)).with_output_types(
-                tuple[int, tuple[str, int]]
+            >> beam.FlatMap(_conformed_parts, self.contract, self.key, self.partitions).with_output_types(
+                tuple[int, Any]
             )
+            | "Spill" >> beam.ParDo(Spill(work)).with_output_types(tuple[int, Chunk])
             | "ByPart" >> beam.GroupByKey()
             | "Write" >> beam.Map(_write_part, self.folder, self.contract, self.order).with_output_types(int)
         )

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core import tables
-from pipeline.core.beam import Chunk, split_table
+from pipeline.core.beam import split_table
+from pipeline.core.spill import Chunk, read_chunks
 from pipeline.fetch.shards import MARKS
-from pipeline.fetch.spill import spilled
 
 PART_PAIRS = 1_000_000
 
@@ -26,7 +26,9 @@ def hashes_of(file: str, partitions: int) -> list[tuple[int, pa.Table]]:
 
 def duplicate_marks(item: tuple[int, Iterable[Chunk]]) -> pa.Table:
     """Marks (:data:`~pipeline.fetch.shards.MARKS`) of the duplicates in one partition of hashes."""
-    ordered = pa.concat_tables(spilled(item[1])).sort_by([("sha256", "ascending"), ("pair_id", "ascending")])
+    ordered = pa.concat_tables(read_chunks(item[1])).sort_by(
+        [("sha256", "ascending"), ("pair_id", "ascending")]
+    )
     made = []
     sha, first, texts = None, "", set[str]()
     for pair, found, text in zip(

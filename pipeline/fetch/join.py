@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.core import paths, tables
-from pipeline.core.beam import Chunk, split_table
+from pipeline.core.beam import split_table
 from pipeline.core.contracts import PAIRS
 from pipeline.core.errors import StageFailedError
+from pipeline.core.spill import Chunk, Spill, read_chunks
 from pipeline.fetch.policy import Refusal, Target, parse_url
-from pipeline.fetch.spill import Spill, spilled
-from pipeline.fetch.staging import DECODED, ROW, best_of, indexes, read_rows, write_parquet
+from pipeline.fetch.staging import DECODED, ROW, best_of, indexes, read_rows, spill_folder, write_parquet
 
 PAIR_COLUMNS: Final = (
     "pair_id", "url", "text", "query_ids", "query_id", "rights", "page_url", "text_source", "language",
@@ -129,7 +129,7 @@ def build_join(
     (
         (pairs, rows)
         | "Both" >> beam.Flatten()
-        | "Spill" >> beam.ParDo(Spill(work)).with_output_types(tuple[int, Any])
+        | "Spill" >> beam.ParDo(Spill(spill_folder(work))).with_output_types(tuple[int, Any])
         | "ByUrl" >> beam.GroupByKey()
         | "Join" >> beam.Map(_join_part, out).with_output_types(int)
     )
@@ -145,7 +145,7 @@ def _join_part(item: tuple[int, Iterable[Chunk]], out: str) -> int:
     part, chunks = item
     pairs: list[pa.Table] = []
     rows = [ROW.empty_table()]
-    for chunk in spilled(chunks):
+    for chunk in read_chunks(chunks):
         (pairs if "pair_id" in chunk.column_names else rows).append(chunk)
     if not pairs:
         return 0

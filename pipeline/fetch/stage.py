@@ -24,13 +24,14 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
 from pipeline.core import manifest, paths, tables
-from pipeline.core.beam import LOCAL_RUNNER, Chunk, engine, pipeline_options, run_pipeline, split_table
+from pipeline.core.beam import LOCAL_RUNNER, engine, pipeline_options, run_pipeline, split_table
 from pipeline.core.contracts import PAIRS, SHARDS
 from pipeline.core.errors import UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
+from pipeline.core.spill import Chunk, Spill, read_chunks
 from pipeline.core.stage import RunOptions, StageResult, clear, run_stage
-from pipeline.fetch import duplicates, hooks, ledger, retry, reuse, shards, spill, staging, top_up
+from pipeline.fetch import duplicates, hooks, ledger, retry, reuse, shards, staging, top_up
 from pipeline.fetch.client import Client
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.decode import require_engine
@@ -40,7 +41,6 @@ from pipeline.fetch.policy import Target, parse_url
 from pipeline.fetch.reuse import KnownFile, Source, known_rows, read_known
 from pipeline.fetch.schedule import Schedule
 from pipeline.fetch.shards import ShardPlan
-from pipeline.fetch.spill import Spill, spilled
 from pipeline.fetch.staging import DECODED, RAW, GroupStaging, indexes
 from pipeline.fetch.summary import summarise
 
@@ -160,7 +160,7 @@ class _Run:
         with Progress("join", unit="pairs", quiet=quiet):
             parts = 1 + pairs // PART_PAIRS
             run_pipeline(partial(build_join, files, self.removed, self.work, parts, folder), self.beam)
-        paths.remove(paths.join(self.work, spill.FOLDER))
+        paths.remove(staging.spill_folder(self.work))
 
 
 def _body(
@@ -170,7 +170,7 @@ def _body(
     retry.move(out, FILES)
     run = _Run(config, out, options, beam_options)
     paths.make_folder(run.work)
-    paths.remove(paths.join(run.work, spill.FOLDER))
+    paths.remove(staging.spill_folder(run.work))
     some = config.top_up and tables.count_rows(files)
     topped = top_up.TopUp(str(config.pairs), files, run.work) if some else None
     run.round(0, files)
@@ -193,7 +193,7 @@ def _body(
     elif todo:
         with Progress("shards", total=plan.rows, unit="pairs", quiet=options.quiet):
             run_pipeline(partial(_build_shards, plan, todo, joined, final, run), beam_options)
-        paths.remove(paths.join(run.work, spill.FOLDER))
+        paths.remove(staging.spill_folder(run.work))
     if earlier := retry.takedowns(out):
         extra["takedowns"] = earlier
     decoded = indexes(paths.join(run.work, DECODED))
@@ -355,7 +355,8 @@ def _build_shards(
         files | "Read" >> beam.FlatMap(_read),
         files
         | "Hashes" >> beam.FlatMap(duplicates.hashes_of, by_hash).with_output_types(tuple[int, Any])
-        | "SpillHashes" >> beam.ParDo(Spill(run.work)).with_output_types(tuple[int, Any])
+        | "SpillHashes"
+        >> beam.ParDo(Spill(staging.spill_folder(run.work))).with_output_types(tuple[int, Any])
         | "ByHash" >> beam.GroupByKey()
         | "Duplicates" >> beam.Map(duplicates.duplicate_marks),
     ]
@@ -365,7 +366,7 @@ def _build_shards(
         inputs
         | "Rows" >> beam.Flatten()
         | "ByShard" >> beam.FlatMap(_split, plan, todo).with_output_types(tuple[int, Any])
-        | "Spill" >> beam.ParDo(Spill(run.work)).with_output_types(tuple[int, Any])
+        | "Spill" >> beam.ParDo(Spill(staging.spill_folder(run.work))).with_output_types(tuple[int, Any])
         | "Shards" >> beam.GroupByKey()
         | "Write" >> beam.Map(_write_shard, plan, run.work, run.out, run.config).with_output_types(int)
     )
@@ -375,7 +376,7 @@ def _write_shard(
     item: tuple[int, Iterable[Chunk]], plan: ShardPlan, work: str, out: str, config: FetchConfig
 ) -> int:
     shard, chunks = item
-    return shards.write_shard((shard, spilled(chunks)), plan, work, out, config)
+    return shards.write_shard((shard, read_chunks(chunks)), plan, work, out, config)
 
 
 def _read(file: str) -> Iterator[pa.Table]:

@@ -31,11 +31,18 @@ from pipeline.fetch.policy import Target
 FOLDER: Final = ".staging"
 RAW: Final = "raw"
 DECODED: Final = "decoded"
+SPILLED: Final = "spill"
 PART_URLS = 512
 PART_BYTES = 64 * 2**20
 PART_SECONDS = 60.0  # only where a part cannot be written bit by bit
 OPEN_FILES: Final = 64
 _HERE: Final = "@/"  # begins the names of bodies that lie in the staging folder itself
+
+
+def spill_folder(work: str) -> str:
+    """Where rows on their way to a part or shard wait; emptied after each pass."""
+    return paths.join(work, SPILLED)
+
 
 # One row per URL: what the web said and, after decoding, what image it is.
 ROW = pa.schema(
