@@ -26,6 +26,14 @@ def _arguments(made: argparse.ArgumentParser) -> None:
         "--opted-out", choices=("drop", "keep"),
         help="pages that opt out (noai, noindex, tdm-reservation, …): drop their pairs (default) or keep them marked",
     )  # fmt: skip
+    made.add_argument(
+        "--score", metavar="LIMIT", action="append",
+        help="drop rows of a table whose score breaks this, as 'punsafe<=0.1' or 'similarity>=0.28'; may be repeated",
+    )  # fmt: skip
+    made.add_argument(
+        "--nearest-chars", type=int, metavar="N",
+        help="also take the nearest text round an image, of at most N characters (default: 0, none)",
+    )  # fmt: skip
     made.add_argument("--max-page-bytes", type=int, metavar="N", help="drop larger pages (default: 10000000)")
     made.add_argument("--max-text-chars", type=int, metavar="N", help="drop longer texts (default: 10000)")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.candidates.layouts import ScoreLimit
 from pipeline.core.config import input_paths
 
 KINDS = ("warc", "wat", "html", "table")
@@ -24,6 +25,10 @@ class CandidatesConfig:
         text_column: Column of a table that holds the text.
         layout: A well-known dataset whose tables are read, in place of naming columns
             (:mod:`pipeline.candidates.layouts`).
+        score: Bounds on a table's columns of scores, as ``punsafe<=0.1`` or ``similarity>=0.28``; a row that breaks
+            one, or has no such score, is dropped.
+        nearest_chars: Also take the nearest text round an image (``text_source`` ``nearest``) if it has at most so
+            many characters; 0 takes none. WARC and saved pages only: a WAT has no text.
         opted_out: Whether pairs of pages that opt out of indexing or text and data mining are dropped or kept
             with their marks in ``rights``.
         max_page_bytes: A page larger than this, after HTTP decoding, is dropped.
@@ -38,6 +43,8 @@ class CandidatesConfig:
     url_column: str = "url"
     text_column: str = "text"
     layout: Literal["laion", "datacomp", "coyo", "img2dataset", "cc3m", "cc12m", "yfcc100m"] | None = None
+    score: tuple[str, ...] = ()
+    nearest_chars: int = 0
     opted_out: Literal["drop", "keep"] = "drop"
     max_page_bytes: int = 10_000_000
     max_text_chars: int = 10_000
@@ -56,6 +63,12 @@ class CandidatesConfig:
             raise ValueError(
                 f"layout={self.layout!r} names the columns: leave out url_column and text_column"
             )
+        for limit in self.score:
+            ScoreLimit.parse(limit)
+        if self.score and not self.table:
+            raise ValueError("score is for tables, which have columns: use it with table")
+        if self.nearest_chars < 0 or (self.nearest_chars and not (self.warc or self.html)):
+            raise ValueError(f"nearest_chars={self.nearest_chars}: 0 or more, with warc or html")
         if self.max_page_bytes < 1 or self.max_text_chars < 1:
             raise ValueError(
                 f"max_page_bytes={self.max_page_bytes} and max_text_chars={self.max_text_chars} must be positive"

@@ -12,6 +12,7 @@ REASONS = (
     "relative_url",  # a relative image URL on a page whose own URL is not known
     "text_too_long",
     "not_an_image",  # a table's row of something else, as YFCC100M's videos
+    "score",  # a table's row whose score breaks a limit, or that has none
     "repeated_on_page",  # the same URL and text again on the same page
     "page_opted_out",  # the page asks not to be indexed or mined
     "http_status",  # the server answered with something else than 200

@@ -10,9 +10,52 @@ columns without a header; a later release put a line number and a hash before th
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_plus
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreLimit:
+    """A bound on a column of scores, such as LAION's ``punsafe`` and ``pwatermark`` or CLIP's similarity.
+
+    Attributes:
+        column: Name of the column.
+        at_most: Whether ``bound`` is the highest that passes, else the lowest.
+        bound: The number.
+    """
+
+    column: str
+    at_most: bool
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> ScoreLimit:
+        """Reads ``punsafe<=0.1`` or ``similarity>=0.28``.
+
+        Raises:
+            ValueError: It is neither.
+        """
+        for sign in ("<=", ">="):
+            column, found, bound = text.partition(sign)
+            if found and column.strip():
+                try:
+                    return cls(column.strip(), sign == "<=", float(bound))
+                except ValueError:
+                    break
+        raise ValueError(f"score {text!r}: write COLUMN<=NUMBER or COLUMN>=NUMBER")
+
+    def broken(self, value: object) -> str | None:
+        """Why a row does not pass; a score that is missing or no number says nothing in the row's favour."""
+        try:
+            score = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            score = math.nan
+        if math.isnan(score):
+            return f"{self.column} is {str(value)[:50]}"
+        passes = score <= self.bound if self.at_most else score >= self.bound
+        return None if passes else f"{self.column} is {score:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +68,7 @@ class Layout:
         header: Names of the last columns of CSV and TSV files, which have no header line; empty if they have one.
         escaped: Whether spaces are ``+`` and other signs are percent-encoded in texts.
         only: A column, and the value that rows of pictures have there.
+        scores: Bounds that a row's scores must keep.
     """
 
     urls: tuple[str, ...]
@@ -32,6 +76,7 @@ class Layout:
     header: tuple[str, ...] = ()
     escaped: bool = False
     only: tuple[str, str] | None = None
+    scores: tuple[ScoreLimit, ...] = ()
 
     def columns(self, names: Sequence[str]) -> Columns:
         """The columns of a table with these names.
@@ -39,12 +84,14 @@ class Layout:
         Raises:
             KeyError: One is missing; it holds the names that would do.
         """
-        if self.only is not None and self.only[0] not in names:
-            raise KeyError((self.only[0],))
+        for name in [*([self.only[0]] if self.only else []), *(limit.column for limit in self.scores)]:
+            if name not in names:
+                raise KeyError((name,))
         return Columns(
             url=_first(self.urls, names),
             texts=tuple((_first(wanted, names), source) for wanted, source in self.texts),
             only=self.only[0] if self.only else None,
+            scores=tuple(limit.column for limit in self.scores),
         )
 
     def named(self, width: int) -> list[str]:
@@ -65,11 +112,13 @@ class Columns:
         url: Column of image URLs.
         texts: Columns of texts, with what the result calls such a text.
         only: Column that tells pictures from other rows.
+        scores: Columns of scores.
     """
 
     url: str
     texts: tuple[tuple[str, str], ...]
     only: str | None = None
+    scores: tuple[str, ...] = ()
 
     @functools.cached_property
     def sources(self) -> tuple[str, ...]:
@@ -78,8 +127,9 @@ class Columns:
 
     @property
     def wanted(self) -> list[str]:
-        """The columns that are read: of the URL, of the texts, and ``only``."""
-        return [self.url, *(name for name, _ in self.texts), *([self.only] if self.only else [])]
+        """The columns that are read: of the URL, of the texts, of the scores, and ``only``."""
+        texts = (name for name, _ in self.texts)
+        return [self.url, *texts, *self.scores, *([self.only] if self.only else [])]
 
 
 def _first(wanted: tuple[str, ...], names: Sequence[str]) -> str:

@@ -23,6 +23,9 @@ MAX_IMAGES = 100_000
 # More sources than any picture has, and few enough that each image of a picture may read them all.
 _MAX_SOURCES = 50
 _CLIMB = 8
+# Nodes that are looked at for the text round one image.
+_NEAR_NODES = 500
+_UNSEEN = frozenset({"script", "style", "template", "noscript"})
 _STARTS = re.compile(
     r"<(?!(?:area|base|br|col|embed|hr|img|image|input|link|meta|source|track|wbr|p|li|td|th|tr|option|dd|dt"
     r"|tbody|thead|tfoot|colgroup|rp|rt)\b)[a-z]", re.IGNORECASE,
@@ -49,6 +52,7 @@ class Context:
         fallback_url: Its URL if nothing else tells.
         keep_opted_out: Keep pairs of pages that opt out.
         max_text_chars: Longest text to keep.
+        nearest_chars: Longest nearest text to take; 0 takes none.
     """
 
     url: str | None
@@ -60,6 +64,7 @@ class Context:
     fallback_url: str | None = None
     keep_opted_out: bool = False
     max_text_chars: int = 10_000
+    nearest_chars: int = 0
 
 
 def collapse(text: str) -> str:
@@ -107,7 +112,7 @@ def read_page(html: str, context: Context) -> Iterator[Pair | Lost]:
     equiv = [m.get("content") for m in metas if (m.get("http-equiv") or "").lower() == "content-language"]
     language = language_tag(root.get("lang"), root.get("xml:lang"), *equiv, context.language)
     around = _Surroundings()
-    images = (_image(node, around) for node in nodes)
+    images = (_image(node, around, context.nearest_chars) for node in nodes)
     yield from pairs_of(images, context, base=base, language=language, rights=tuple(dict.fromkeys(marks)))
 
 
@@ -176,7 +181,7 @@ def _base(tree: Any, page_url: str | None) -> str | None:
         return page_url
 
 
-def _image(img: Any, around: _Surroundings) -> Image:
+def _image(img: Any, around: _Surroundings, nearest_chars: int) -> Image:
     """An ``<img>`` node's URL and texts; the same text from two places comes once."""
     attributes = img.attributes
     given: dict[str, str] = {}
@@ -184,8 +189,31 @@ def _image(img: Any, around: _Surroundings) -> Image:
         given.setdefault(collapse(attributes.get(source) or ""), source)
     if (caption := around.caption(img)) is not None:
         given.setdefault(caption[1], caption[0])
+    if nearest_chars and (nearest := nearest_text(img, nearest_chars)):
+        given.setdefault(nearest, "nearest")
     texts = tuple((source, text) for text, source in given.items() if text)
     return Image(image_url(attributes, around.sources(img)) or "", texts)
+
+
+def nearest_text(img: Any, most_chars: int) -> str:
+    """The text of the nearest element round an image that has any; empty if it is longer than ``most_chars``."""
+    node, left = img, _NEAR_NODES
+    for _ in range(_CLIMB):
+        node = node.parent
+        if node is None or node.tag in ("body", "html"):
+            return ""
+        pieces: list[str] = []
+        length = 0
+        for inner in node.traverse(include_text=True):
+            left -= 1
+            if inner.tag == "-text" and inner.parent.tag not in _UNSEEN:
+                pieces.append(inner.text_content)
+                length += len(collapse(pieces[-1]))
+            if left < 0 or length > most_chars:
+                return ""
+        if text := collapse(" ".join(pieces)):
+            return text if len(text) <= most_chars else ""
+    return ""
 
 
 class _Surroundings:

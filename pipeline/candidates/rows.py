@@ -137,10 +137,13 @@ def read_table(part: TablePart, layout: Layout, *, max_text_chars: int) -> Itera
         if isinstance(item, Lost):
             yield item
             continue
-        number, url, texts, marker = item
+        number, url, texts, scores, marker = item
         if layout.only is not None and str(marker) != layout.only[1]:
             detail = f"{layout.only[0]} is {str(marker)[:50]}; {place(part.origin, number)}"
             yield Lost("not_an_image", str(url)[:200], detail)
+            continue
+        if layout.scores and (why := _broken(layout, scores)) is not None:
+            yield Lost("score", str(url)[:200], f"{why}; {place(part.origin, number)}")
             continue
         found = [
             (text, source) for t, source in texts if isinstance(t, str) and (text := collapse(layout.text(t)))
@@ -160,8 +163,14 @@ def read_table(part: TablePart, layout: Layout, *, max_text_chars: int) -> Itera
             yield Pair(absolute, text, source, None, None, (), part.origin, number)
 
 
-# Number, URL, texts with their kinds, and the value of the layout's `only` column.
-_Row = tuple[int, object, list[tuple[object, str]], object]
+def _broken(layout: Layout, scores: Sequence[object]) -> str | None:
+    """The first limit that a row breaks."""
+    broken = (limit.broken(score) for limit, score in zip(layout.scores, scores, strict=True))
+    return next((why for why in broken if why is not None), None)
+
+
+# Number, URL, texts with their kinds, scores, and the value of the layout's `only` column.
+_Row = tuple[int, object, list[tuple[object, str]], Sequence[object], object]
 
 
 def _parquet_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
@@ -185,8 +194,10 @@ def _parquet_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
 
 def _row(number: int, values: Sequence[object], columns: Columns) -> _Row:
     """A row from the values of :attr:`Columns.wanted`."""
-    texts = list(zip(values[1:], columns.sources, strict=False))
-    return number, values[0], texts, values[-1] if columns.only else None
+    ends = 1 + len(columns.sources)
+    texts = list(zip(values[1:ends], columns.sources, strict=True))
+    scores = values[ends : ends + len(columns.scores)]
+    return number, values[0], texts, scores, values[-1] if columns.only else None
 
 
 def _lost_rows(origin: str, first: int, count: int, detail: str) -> Iterator[Lost]:
@@ -244,6 +255,7 @@ def _lines(text: io.TextIOWrapper, kind: str) -> Iterator[list[str]]:
 
 def _json_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
     texts = [name for names, _ in layout.texts for name in names]
+    texts += [limit.column for limit in layout.scores]
     known: dict[tuple[str, ...], Columns] = {}
     with open_range(part.path, part.lines) as file:
         number = part.first_row - 1
@@ -260,7 +272,7 @@ def _json_rows(part: TablePart, layout: Layout) -> Iterator[_Row | Lost]:
                 continue
             try:
                 row = json_input.loads(line)
-                # A row without its text is a row without a text, not one that cannot be read.
+                # A row without its text or score is a row without a text or score, not one that cannot be read.
                 names = tuple(row)
                 if (columns := known.get(names)) is None:
                     columns = layout.columns([*names, *texts])

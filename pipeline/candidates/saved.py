@@ -65,7 +65,13 @@ def origins_of(files: Sequence[str]) -> dict[str, str]:
 
 
 def read_saved(
-    page: SavedPage, pages: PageReader, *, max_page_bytes: int, max_text_chars: int, keep_opted_out: bool
+    page: SavedPage,
+    pages: PageReader,
+    *,
+    max_page_bytes: int,
+    max_text_chars: int,
+    keep_opted_out: bool,
+    nearest_chars: int = 0,
 ) -> Iterator[Pair | Lost]:
     """Pairs of one saved page, and what was lost."""
     try:
@@ -84,6 +90,7 @@ def read_saved(
         fallback_url=page.fallback_url,
         keep_opted_out=keep_opted_out,
         max_text_chars=max_text_chars,
+        nearest_chars=nearest_chars,
     )
     yield from pages.read(decode(data), context)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.candidates.apart import PageReader
 from pipeline.candidates.config import CandidatesConfig
 from pipeline.candidates.found import Lost, Pair
-from pipeline.candidates.layouts import LAYOUTS, Layout, by_names
+from pipeline.candidates.layouts import LAYOUTS, Layout, ScoreLimit, by_names
 from pipeline.candidates.rows import SUFFIXES as TABLE_SUFFIXES
 from pipeline.candidates.rows import TablePart, read_table, table_parts
 from pipeline.candidates.saved import SavedPage, origins_of, read_saved, saved_pages
@@ -81,7 +81,8 @@ def splits(config: CandidatesConfig) -> list[Split]:
 
 def table_layout(config: CandidatesConfig) -> Layout:
     """Where the tables that are read keep their columns."""
-    return LAYOUTS[config.layout] if config.layout else by_names(config.url_column, config.text_column)
+    found = LAYOUTS[config.layout] if config.layout else by_names(config.url_column, config.text_column)
+    return replace(found, scores=tuple(map(ScoreLimit.parse, config.score)))
 
 
 def read_split(split: Split, config: CandidatesConfig, pages: PageReader) -> Iterator[Pair | Lost]:
@@ -95,11 +96,12 @@ def read_split(split: Split, config: CandidatesConfig, pages: PageReader) -> Ite
         "max_text_chars": config.max_text_chars,
         "keep_opted_out": keep,
     }
+    if config.kind == "wat" and isinstance(split, Archive):
+        yield from read_wat(split.path, split.origin, **limits)
+        return
+    limits["nearest_chars"] = config.nearest_chars
     if isinstance(split, Archive):
-        if config.kind == "wat":
-            yield from read_wat(split.path, split.origin, **limits)
-        else:
-            yield from read_warc(split.path, split.origin, pages, **limits)
+        yield from read_warc(split.path, split.origin, pages, **limits)
         return
     for page in split:
         yield from read_saved(page, pages, **limits)

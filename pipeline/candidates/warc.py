@@ -45,6 +45,7 @@ def read_warc(
     max_page_bytes: int,
     max_text_chars: int,
     keep_opted_out: bool,
+    nearest_chars: int = 0,
 ) -> Iterator[Pair | Lost]:
     """Pairs of a WARC file's HTML pages, and what was lost."""
     wanted = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.revisit
@@ -64,6 +65,7 @@ def read_warc(
             language=opened.header("content-language"),
             keep_opted_out=keep_opted_out,
             max_text_chars=max_text_chars,
+            nearest_chars=nearest_chars,
         )
         yield from pages.read(decode(opened.body, opened.charset), context)
 

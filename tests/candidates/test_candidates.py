@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from pyarrow import csv
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
@@ -330,6 +331,61 @@ def test_layouts_of_known_datasets(
         {"yfcc100m": "not_an_image"} if len(expected) > 1 else {}
     )
     assert dropped(out) == ({lost[layout]: 1} if layout in lost else {})
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_rows_whose_scores_break_a_limit_are_dropped(tmp_path: Path, kind: str) -> None:
+    scored = [
+        ("kept", 0.05, 0.3),
+        ("edge", 0.1, 0.28),
+        ("unsafe", 0.9, 0.3),
+        ("unlike", 0.0, 0.1),
+        ("unknown", None, 0.3),
+    ]
+    table = pa.table(
+        {
+            "url": [f"http://x.test/{name}.jpg" for name, *_ in scored],
+            "text": [f"an apple, {name}" for name, *_ in scored],
+            "punsafe": [unsafe for _, unsafe, _ in scored],
+            "similarity": [alike for *_, alike in scored],
+        }
+    )
+    path = tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path)
+    elif kind == "csv":
+        csv.write_csv(table, path)
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in table.to_pylist()))
+    out = tmp_path / "out"
+    limits = ("--score", "punsafe<=0.1", "--score", "similarity >= 0.28")
+    assert run("--table", str(path), *limits, "--out", str(out)) == 0
+    assert sorted(r["text"] for r in rows(out)) == ["an apple, edge", "an apple, kept"]
+    assert dropped(out) == {"score": 3}
+    details = (
+        tables.read_files([str(f) for f in (out / "dropped").glob("*.parquet")]).column("detail").to_pylist()
+    )
+    assert any("punsafe is 0.9" in d for d in details)
+    assert any("similarity is 0.1" in d for d in details)
+
+
+def test_limits_that_cannot_be_kept_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("url,text\nhttp://x.test/1.jpg,a\n")
+    given = ("--table", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"))
+    assert run(*given, "--score", "punsafe<=0.1") == 1
+    assert "no column 'punsafe'" in capsys.readouterr().err
+    assert run(*given, "--score", "punsafe=0.1") == 2
+    assert "COLUMN<=NUMBER" in capsys.readouterr().err
+
+
+def test_the_nearest_text_of_saved_pages(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.html").write_text("<div><img src=a.jpg> a fox in the snow</div>")
+    given = ("--html", str(tmp_path / "in"), "--base-url", "http://x.test/", "--out", str(tmp_path / "out"))
+    assert run(*given, "--nearest-chars", "100") == 0
+    assert [(r["text"], r["text_source"]) for r in rows(tmp_path / "out")] == [
+        ("a fox in the snow", "nearest")
+    ]
 
 
 def test_every_layout_may_be_configured() -> None:

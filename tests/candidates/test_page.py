@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 
@@ -196,3 +197,29 @@ def test_encodings(data: bytes, charset: str | None, text: str) -> None:
 @given(st.binary(max_size=300), st.sampled_from([None, "utf-8", "gb2312", "utf-16", "idna", "zip", "x" * 50]))
 def test_any_bytes_decode(data: bytes, charset: str | None) -> None:
     decode(data, charset).encode(errors="surrogatepass")
+
+
+@pytest.mark.parametrize(
+    ("html", "nearest"),
+    [
+        ("<div><p><img src=a.jpg></p> A red  fox <b>in</b> snow</div>", "A red fox in snow"),
+        ("<div>far</div><p>near<img src=a.jpg></p>", "near"),
+        ("<div>further <p><img src=a.jpg><script>var x</script><style>p{}</style></p></div>", "further"),
+        (f"<div>{'long ' * 50}<p><img src=a.jpg></p></div>", None),
+        ("<img src=a.jpg> the body's own text", None),
+        (f"<div>{'<i></i>' * 600}late <img src=a.jpg></div>", None),
+        ("<p><img src=a.jpg></p>", None),
+    ],
+)
+def test_the_nearest_text_is_taken_when_asked(html: str, nearest: str | None) -> None:
+    context = Context(url="http://a.example/", origin="o", nearest_chars=200)
+    found = [(p.text_source, p.text) for p in read_page(html, context) if isinstance(p, Pair)]
+    assert found == ([] if nearest is None else [("nearest", nearest)])
+    plain = dataclasses.replace(context, nearest_chars=0)
+    assert [type(p) for p in read_page(html, plain)] == [Lost]
+
+
+def test_a_nearest_text_that_is_the_alt_comes_once() -> None:
+    context = Context(url="http://a.example/", origin="o", nearest_chars=200)
+    found = list(read_page('<p><img src=a.jpg alt="a fox">a fox</p>', context))
+    assert [(p.text_source, p.text) for p in found if isinstance(p, Pair)] == [("alt", "a fox")]
