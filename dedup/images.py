@@ -122,15 +122,7 @@ def _check_unique(chunks: Sequence[Chunk]) -> None:
 
 
 def _plan_shards(folder: str, dataset: str) -> list[Chunk]:
-    found = manifest.read(folder, made_by=SHARDS.made_by)
-    if found.contract != SHARDS.id:
-        raise ContractError(
-            "another contract",
-            where=folder,
-            expected=f"{SHARDS.id} or a folder of pictures",
-            found=found.contract,
-            hint=f"make shards with `{SHARDS.made_by}`",
-        )
+    manifest.read(folder, made_by=SHARDS.made_by, contract=SHARDS.id)
     chunks = []
     for file in paths.list_files(folder, suffixes=(".parquet",)):
         stem = file.rpartition("/")[2].removesuffix(".parquet")

@@ -48,15 +48,7 @@ def check(folder: str) -> None:
     """
     if not paths.exists(paths.join(folder, manifest.NAME)) and interchange.is_foreign(folder):
         return
-    found = manifest.read(folder, made_by=MADE_BY)
-    if found.contract != CONTRACT:
-        raise ContractError(
-            "another contract",
-            where=folder,
-            expected=CONTRACT,
-            found=found.contract,
-            hint=f"make it with `{MADE_BY}`",
-        )
+    manifest.read(folder, made_by=MADE_BY, contract=CONTRACT)
 
 
 def load_model(folder: str) -> CLIP:

@@ -116,15 +116,7 @@ def _in_folder(folder: str) -> list[str]:
     if f"{root}/{manifest.NAME}" not in names and any(f.endswith(".tar") for f in here):
         _refuse_unfinished(folder, names, tables_here)
         return [f for f in here if f.endswith(".tar")]
-    made = manifest.read(folder, made_by=SHARDS.made_by)
-    if made.contract != SHARDS.id:
-        raise ContractError(
-            "another contract",
-            where=folder,
-            expected=SHARDS.id,
-            found=made.contract,
-            hint=f"make it with `{SHARDS.made_by}`",
-        )
+    manifest.read(folder, made_by=SHARDS.made_by, contract=SHARDS.id)
     if not tables_here:
         raise InputError("the folder has a manifest but no shards", where=folder)
     for table in tables_here:

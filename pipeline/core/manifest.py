@@ -83,13 +83,18 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def read(folder: str, *, made_by: str = "the stage that makes it") -> Manifest:
+def read(folder: str, *, made_by: str = "the stage that makes it", contract: str | None = None) -> Manifest:
     """Reads a folder's manifest.
+
+    Args:
+        folder: Of a finished stage.
+        made_by: The command that makes such a folder.
+        contract: ``name/version`` that it must hold; unless given, any.
 
     Raises:
         InputError: The folder is not there.
         UnfinishedInputError: It has no manifest.
-        ContractError: Its manifest is not one of ours.
+        ContractError: Its manifest is not one of ours, or names another contract.
     """
     name = paths.join(folder, NAME)
     if not paths.exists(folder):
@@ -107,6 +112,14 @@ def read(folder: str, *, made_by: str = "the stage that makes it") -> Manifest:
         raise ContractError(
             "not a manifest of this project", where=name, found=f"{type(error).__name__}: {error}"
         ) from error
+    if contract not in (None, known["contract"]):
+        raise ContractError(
+            "another contract",
+            where=folder,
+            expected=contract,
+            found=known["contract"],
+            hint=f"make it with `{made_by}`",
+        )
     return Manifest(**known, extra=values)
 
 

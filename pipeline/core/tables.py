@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.core import manifest, paths
 from pipeline.core.contracts import DROPPED, Contract
-from pipeline.core.errors import ContractError, InputError
+from pipeline.core.errors import InputError
 
 BATCH_ROWS = 16_384
 PART_ROWS = 1_000_000
@@ -80,15 +80,7 @@ def part_files(folder: str, contract: Contract) -> list[str]:
         ContractError: The manifest or a part follows another contract.
         InputError: The folder has a manifest and no part.
     """
-    found = manifest.read(folder, made_by=contract.made_by)
-    if found.contract != contract.id:
-        raise ContractError(
-            "another contract",
-            where=folder,
-            expected=contract.id,
-            found=found.contract,
-            hint=f"make it with `{contract.made_by}`",
-        )
+    manifest.read(folder, made_by=contract.made_by, contract=contract.id)
     files = [
         f
         for f in paths.list_files(folder, suffixes=(".parquet",))

@@ -100,9 +100,7 @@ def open_source(path: str, config: FetchConfig, *, itself: bool = False) -> Sour
                 expected="a folder of `wit fetch` or of img2dataset with files like 00000.parquet",
             )  # fmt: skip
         return Source(path, ours=False, ready=False, same=False, name=path)
-    found = manifest.read(path)
-    if found.contract != SHARDS.id:
-        raise ContractError("another contract", where=path, expected=SHARDS.id, found=found.contract)
+    found = manifest.read(path, made_by=SHARDS.made_by, contract=SHARDS.id)
     different = set(differences(found.config, config))
     return Source(
         path,

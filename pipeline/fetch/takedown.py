@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipeline.core import manifest, paths, tables, tars
 from pipeline.core.contracts import SHARDS
-from pipeline.core.errors import ContractError, InputError, UsageError
+from pipeline.core.errors import InputError, UsageError
 from pipeline.core.options import RunOptions
 from pipeline.core.stage import MARKER, clear
 from pipeline.fetch import ledger, retry
@@ -100,9 +100,7 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
         finish(out, earlier, options)
     elif not paths.exists(paths.join(out, manifest.NAME)) and paths.exists(paths.join(out, MARKER)):
         raise InputError("the folder is unfinished", where=out, hint=f"finish it with `{SHARDS.made_by}`")
-    found = manifest.read(out, made_by=SHARDS.made_by)
-    if found.contract != SHARDS.id:
-        raise ContractError("another contract", where=out, expected=SHARDS.id, found=found.contract)
+    found = manifest.read(out, made_by=SHARDS.made_by, contract=SHARDS.id)
     request = with_redirects(out, request_of(args))
     held = survey(out, found, request)
     if options.dry_run or not (held.pairs or held.ledger):

@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.core import manifest, paths
 from pipeline.core.answers import aligned
 from pipeline.core.contracts import SHARDS
-from pipeline.core.errors import ContractError, InputError, UsageError
+from pipeline.core.errors import InputError, UsageError
 from pipeline.core.progress import duration
 from pipeline.select.balance import Balanced, choose_cap, choose_sample
 from pipeline.select.pool import NO_HOST, Pool
@@ -61,9 +61,7 @@ class Costs:
         Raises:
             InputError: The folder is missing, unfinished, holds no shards or no picture.
         """
-        found = manifest.read(folder, made_by=SHARDS.made_by)
-        if found.contract != SHARDS.id:
-            raise ContractError("another contract", where=folder, expected=SHARDS.id, found=found.contract)
+        found = manifest.read(folder, made_by=SHARDS.made_by, contract=SHARDS.id)
         if not found.rows:
             raise InputError("no picture to measure", where=folder)
         size = sum(paths.size(file) for file in paths.list_files(folder, suffixes=(".tar",)))
