@@ -189,42 +189,22 @@ def _image(img: Any, around: _Surroundings, nearest_chars: int) -> Image:
         given.setdefault(collapse(attributes.get(source) or ""), source)
     if (caption := around.caption(img)) is not None:
         given.setdefault(caption[1], caption[0])
-    if nearest_chars and (nearest := nearest_text(img, nearest_chars)):
-        given.setdefault(nearest, "nearest")
+    if nearest_chars:
+        given.setdefault(around.nearest(img, nearest_chars), "nearest")
     texts = tuple((source, text) for text, source in given.items() if text)
     return Image(image_url(attributes, around.sources(img)) or "", texts)
-
-
-def nearest_text(img: Any, most_chars: int) -> str:
-    """The text of the nearest element round an image that has any; empty if it is longer than ``most_chars``."""
-    node, left = img, _NEAR_NODES
-    for _ in range(_CLIMB):
-        node = node.parent
-        if node is None or node.tag in ("body", "html"):
-            return ""
-        pieces: list[str] = []
-        length = 0
-        for inner in node.traverse(include_text=True):
-            left -= 1
-            if inner.tag == "-text" and inner.parent.tag not in _UNSEEN:
-                pieces.append(inner.text_content)
-                length += len(collapse(pieces[-1]))
-            if left < 0 or length > most_chars:
-                return ""
-        if text := collapse(" ".join(pieces)):
-            return text if len(text) <= most_chars else ""
-    return ""
 
 
 class _Surroundings:
     """What the images of one page share with their neighbours, read once for all of them.
 
-    Without that, a caption beside ten thousand images would be looked for ten thousand times.
+    Without that, a caption or text beside ten thousand images would be looked for ten thousand times.
     """
 
     def __init__(self) -> None:
         self._captions: dict[int, tuple[bool, tuple[str, str] | None]] = {}
         self._sources: dict[int, list[dict[str, str | None]]] = {}
+        self._texts: dict[int, tuple[int, str] | None] = {}
 
     def caption(self, img: Any) -> tuple[str, str] | None:
         """``(source, text)`` of the caption of the nearest figure or MediaWiki box around an image."""
@@ -240,6 +220,23 @@ class _Surroundings:
             if ends:
                 return caption
         return None
+
+    def nearest(self, img: Any, most_chars: int) -> str:
+        """The text of the nearest element round an image that has any; empty if it is longer than ``most_chars``."""
+        node, left = img, _NEAR_NODES
+        for _ in range(_CLIMB):
+            node = node.parent
+            if node is None or node.tag in ("body", "html"):
+                return ""
+            if node.mem_id not in self._texts:
+                self._texts[node.mem_id] = _short_text(node, most_chars)
+            known = self._texts[node.mem_id]
+            if known is None or known[0] > left:
+                return ""
+            left -= known[0]
+            if known[1]:
+                return known[1]
+        return ""
 
     def sources(self, img: Any) -> list[dict[str, str | None]]:
         """Attributes of the ``<source>`` elements beside an image."""
@@ -264,6 +261,21 @@ def _caption_of(node: Any) -> tuple[bool, tuple[str, str] | None]:
         caption = node.css_first(".thumbcaption, .gallerytext")
         return True, None if caption is None else ("caption", collapse(_text(caption)))
     return False, None
+
+
+def _short_text(node: Any, most_chars: int) -> tuple[int, str] | None:
+    """How many nodes an element holds and its text, or ``None`` if it has too many nodes or characters."""
+    pieces: list[str] = []
+    nodes = length = 0
+    for inner in node.traverse(include_text=True):
+        nodes += 1
+        if inner.tag == "-text" and inner.parent.tag not in _UNSEEN:
+            pieces.append(inner.text_content)
+            length += len(collapse(pieces[-1]))
+        if nodes > _NEAR_NODES or length > most_chars:
+            return None
+    text = collapse(" ".join(pieces))
+    return (nodes, text) if len(text) <= most_chars else None
 
 
 def _text(node: Any) -> str:
