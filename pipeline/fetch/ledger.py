@@ -17,10 +17,21 @@ from pipeline.core import paths, tables
 from pipeline.core.beam import finish_parts, split_table
 from pipeline.core.contracts import Contract
 from pipeline.fetch.policy import DOWNLOAD_REASONS, RETRYABLE
-from pipeline.fetch.staging import best_of, read_rows
+from pipeline.fetch.staging import ROW, best_of, read_rows
 
 FOLDER: Final = "ledger"
 PART_ROWS: Final = 500_000
+_AS_STAGED: Final = (
+    "http_status",
+    "sha256",
+    "bytes",
+    "final_url",
+    "content_type",
+    "etag",
+    "last_modified",
+    "original_width",
+    "original_height",
+)
 
 LEDGER = Contract(
     "ledger",
@@ -29,18 +40,10 @@ LEDGER = Contract(
         [
             pa.field("fetch_url", pa.string(), nullable=False),
             pa.field("status", pa.string(), nullable=False),
-            pa.field("reason", pa.string()),
-            pa.field("detail", pa.string()),
+            ROW.field("reason"),
+            ROW.field("detail"),
             pa.field("retryable", pa.bool_(), nullable=False),
-            pa.field("http_status", pa.int32()),
-            pa.field("sha256", pa.string()),
-            pa.field("bytes", pa.int64()),
-            pa.field("final_url", pa.string()),
-            pa.field("content_type", pa.string()),
-            pa.field("etag", pa.string()),
-            pa.field("last_modified", pa.string()),
-            pa.field("original_width", pa.int32()),
-            pa.field("original_height", pa.int32()),
+            *(ROW.field(name) for name in _AS_STAGED),
         ]
     ),
     made_by="wit fetch",

@@ -15,6 +15,7 @@ import json
 import os
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
@@ -158,7 +159,7 @@ class GroupStaging:
                 part.finish()
 
 
-class _Part:
+class _Part(ABC):
     """Bodies and rows of one part."""
 
     def __init__(self, folder: str, name: str) -> None:
@@ -181,8 +182,9 @@ class _Part:
         self.rows.append(row)
         self.size += len(body)
 
+    @abstractmethod
     def keep(self, row: Row, body: bytes) -> None:
-        raise NotImplementedError
+        """Keeps an answer where a kill leaves it, or in memory until the part is finished."""
 
     def finish(self) -> None:
         write_parquet(self.path(".parquet"), pa.Table.from_pylist(self.rows, schema=ROW))
