@@ -54,6 +54,8 @@ lock: $(VENV)/uv.stamp
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	    --extra dev --extra img2dataset --extra s3 --extra onnx --extra tensorboard \
 	    -c requirements/core.lock pyproject.toml -o requirements/dev.lock
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+	    --extra gcp --extra s3 -c requirements/core.lock pyproject.toml -o requirements/worker.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
