@@ -6,10 +6,8 @@ training goes on. The other two files are written at the end.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import sys
 from typing import Any
 
 import safetensors.torch
@@ -22,13 +20,11 @@ from model.clip import CLIP
 from model.presets import ModelConfig, from_dict
 from pipeline.core import manifest, paths
 from pipeline.core.errors import ContractError, InputError
+from pipeline.core.snapshots import Snapshots
 
 CONTRACT = "checkpoint/1"
 MADE_BY = "wit train"
-WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "training.pt"
-PREVIOUS_STATE, _NEW_STATE = "training-previous.pt", "training-new.pt"
-STATES = (STATE, PREVIOUS_STATE, _NEW_STATE)
-_MARK = b"sha256:"  # before the digest at the end of a state
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def save_model(folder: str, model: CLIP, *, name: str) -> None:
@@ -125,29 +121,10 @@ def read_config(folder: str) -> ModelConfig:
 
 
 def save_state(folder: str, state: dict[str, Any]) -> None:
-    """Writes the training state; the one before it stays until the new one is complete, and beside it afterwards.
-
-    A full disk or a kill at any moment leaves a whole state under one of the two names.
-    """
+    """Writes the training state; see :class:`pipeline.core.snapshots.Snapshots`."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    data = buffer.getvalue()
-    path, previous, new = (paths.join(folder, name) for name in (STATE, PREVIOUS_STATE, _NEW_STATE))
-    paths.write_bytes(new, data + _MARK + hashlib.sha256(data).digest())
-    if paths.exists(path):
-        _rename(path, previous)
-    _rename(new, path)
-
-
-def forget_previous_state(folder: str) -> None:
-    """Removes the state before the last one."""
-    paths.remove(paths.join(folder, PREVIOUS_STATE))
-
-
-def _rename(path: str, other: str) -> None:
-    fs, name = paths.filesystem(path)
-    with paths.output_errors(other):
-        fs.mv(name, paths.filesystem(other)[1])
+    Snapshots(folder).save(buffer.getvalue())
 
 
 def load_state(folder: str) -> dict[str, Any] | None:
@@ -156,32 +133,14 @@ def load_state(folder: str) -> dict[str, Any] | None:
     Raises:
         InputError: There are states, but all are damaged.
     """
-    found = [p for p in (paths.join(folder, n) for n in (STATE, PREVIOUS_STATE)) if paths.exists(p)]
-    damage: InputError | None = None
-    for path in found:
-        try:
-            state = _read_state(path)
-        except InputError as error:
-            damage = damage or error
-            continue
-        if damage is not None:
-            print(f"note: {damage}; going on from {path}, step {state['step']:,}", file=sys.stderr)
+
+    def decode(data: bytes) -> dict[str, Any]:
+        state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         return state
-    if damage is not None:
-        raise damage
-    return None
+
+    return Snapshots(folder).load(decode)
 
 
-def _read_state(path: str) -> dict[str, Any]:
-    stored = paths.read_bytes(path)
-    data, mark, digest = stored[: -len(_MARK) - 32], stored[-len(_MARK) - 32 : -32], stored[-32:]
-    why = ""
-    if mark != _MARK or hashlib.sha256(data).digest() != digest:
-        why = "its checksum is wrong"
-    else:
-        try:
-            state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-            return state
-        except Exception as error:  # torch raises whatever unzipping and unpickling raise
-            why = str(error)[:200]
-    raise InputError("damaged training state", where=path, found=why, hint="remove it to start over")
+def forget_previous_state(folder: str) -> None:
+    """Removes the state before the last one."""
+    Snapshots(folder).forget_previous()

@@ -6,13 +6,9 @@ position, the weights and the optimiser's moments: an interrupted run that goes 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import signal
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,7 +24,7 @@ from model.loss import clamp_logit_scale, contrastive_loss, local_loss
 from model.optim import adamw, learning_rate_at
 from model.shards import Index, read_index, shard_files
 from model.tokenizer import Tokenizer
-from pipeline.core import paths, tables
+from pipeline.core import paths, snapshots, tables
 from pipeline.core.contracts import DROPPED
 from pipeline.core.errors import ConfigError, InputError, StageFailedError, UsageError
 from pipeline.core.manifest import Manifest
@@ -36,7 +32,7 @@ from pipeline.core.progress import Progress
 from pipeline.core.stage import RunOptions, StageResult, run_stage
 
 METRICS, BAD_BATCH = "metrics.jsonl", "bad-batch.txt"
-OWNED = (checkpoint.WEIGHTS, checkpoint.CONFIG, *checkpoint.STATES, METRICS, BAD_BATCH)
+OWNED = (checkpoint.WEIGHTS, checkpoint.CONFIG, *snapshots.NAMES, METRICS, BAD_BATCH)
 
 
 def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
@@ -207,7 +203,7 @@ class Trainer:
         try:
             with (
                 Progress("train", total=total, unit="images", quiet=quiet) as shown,
-                _asked_to_end() as asked,
+                snapshots.asked_to_end() as asked,
             ):
                 shown.update(self.step * self.config.batch_size)
                 while self.step < self.total_steps:
@@ -218,11 +214,7 @@ class Trainer:
                     if due or ending:
                         self._save()
                     if ending:
-                        raise StageFailedError(
-                            f"stopped by a signal after step {self.step:,}",
-                            where=self.folder,
-                            hint="it is saved: the same command goes on from there",
-                        )
+                        raise snapshots.stopped(self.step, where=self.folder)
                     note = f"step {self.step}, loss {last['loss']:.3f}, scale {last['scale']:.1f}"
                     shown.update(self.config.batch_size, note=note)
         except StageFailedError:
@@ -361,7 +353,7 @@ class Trainer:
                 where=path,
                 expected=f"{self.step} lines",
                 found=len(self.metrics),
-                hint=f"remove {checkpoint.STATE} to start over",
+                hint=f"remove {snapshots.NAME} to start over",
             )
         last: dict[str, float] = json.loads(self.metrics[-1])
         return last
@@ -377,17 +369,3 @@ class Trainer:
         mine = positions[distributed.rank()]
         self.loader.corrupt = dict(mine["corrupt"])
         self.loader.go_to(mine["epoch"], mine["place"])
-
-
-@contextlib.contextmanager
-def _asked_to_end() -> Iterator[list[int]]:
-    """A list that gets the number of the signal once SIGTERM has come; a scheduler sends it before it kills."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
