@@ -100,8 +100,8 @@ def _export(made: argparse.ArgumentParser) -> None:
         "--model", metavar="PATH", help="checkpoint: ours, open_clip's, transformers' or OpenAI's"
     )
     made.add_argument(
-        "--form", choices=("open_clip", "transformers", "wit"), default=None,
-        help="who shall load it (open_clip); wit makes a checkpoint of ours",
+        "--format", "--form", dest="form", choices=("open_clip", "transformers", "onnx", "wit"), default=None,
+        help="who shall load it (open_clip); onnx: both towers for ONNX runtimes; wit: a checkpoint of ours",
     )  # fmt: skip
 
 

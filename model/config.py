@@ -293,8 +293,9 @@ class ExportConfig:
 
     Attributes:
         model: Checkpoint: a folder of ours, of open_clip or of transformers, or OpenAI's archive.
-        form: ``open_clip`` or ``transformers``, or ``wit`` to make a checkpoint of ours out of another's.
+        form: ``open_clip`` or ``transformers``, ``onnx`` for both towers as ONNX models, or ``wit`` to make a
+            checkpoint of ours out of another's.
     """
 
     model: str | None = input_path()
-    form: Literal["open_clip", "transformers", "wit"] = "open_clip"
+    form: Literal["open_clip", "transformers", "onnx", "wit"] = "open_clip"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from model import checkpoint, interchange
+from typing import Any
+
+from model import checkpoint, interchange, onnx_towers
 from model.clip import CLIP
 from model.config import ExportConfig
 from pipeline.core import paths
@@ -11,25 +13,30 @@ from pipeline.core.manifest import Manifest
 from pipeline.core.stage import RunOptions, StageResult, run_stage
 
 CONTRACT = "exported-model/1"
-OWNED = (checkpoint.WEIGHTS, checkpoint.CONFIG, "open_clip_*", "pytorch_model.bin")
+OWNED = (
+    checkpoint.WEIGHTS, checkpoint.CONFIG, "open_clip_*", "pytorch_model.bin",
+    onnx_towers.IMAGE_TOWER, onnx_towers.TEXT_TOWER, onnx_towers.PREPROCESSING,
+)  # fmt: skip
 
 
 def run(config: ExportConfig, out: str, options: RunOptions) -> Manifest | None:
-    """Writes a model's weights and configuration for open_clip or transformers, or as a checkpoint of ours.
+    """Writes a model for open_clip, transformers or ONNX's runtimes, or as a checkpoint of ours.
 
     Raises:
-        WitError: A missing or bad model, or one that the other program does not have.
+        WitError: A missing or bad model, one that the other program does not have, or packages that are missing.
     """
     if config.model is None:
         raise UsageError("nothing to export", hint="pass --model PATH")
     source = config.model
     checkpoint.check(source)
+    if config.form == "onnx":
+        onnx_towers.check_installed()
 
     def body(folder: str) -> StageResult:
         model = checkpoint.load_model(source)
-        write(model, folder, config.form)
+        facts = write(model, folder, config.form)
         count = len(model.state_dict())
-        return StageResult(rows=count, rows_in=count, extra={"form": config.form})
+        return StageResult(rows=count, rows_in=count, extra={"form": config.form, **facts})
 
     return run_stage(
         body,
@@ -43,15 +50,24 @@ def run(config: ExportConfig, out: str, options: RunOptions) -> Manifest | None:
     )
 
 
-def write(model: CLIP, folder: str, form: str) -> None:
-    """Writes the files of one form.
+def write(model: CLIP, folder: str, form: str) -> dict[str, Any]:
+    """Writes the files of one form; returns what the manifest says of them.
 
     Raises:
         UsageError: The other program has no such model.
+        StageFailedError: An ONNX model does not compute what torch does.
     """
     if form == "wit":
         checkpoint.save_model(folder, model, name="imported")
-        return
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    for name, data in interchange.files_for(form)(model.config, state).items():
+        return {}
+    facts: dict[str, Any] = {}
+    if form == "onnx":
+        made = onnx_towers.export(model)
+        files = made.files
+        facts = {"opset": onnx_towers.OPSET, "difference_from_torch": made.difference}
+    else:
+        state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        files = interchange.files_for(form)(model.config, state)
+    for name, data in files.items():
         paths.write_bytes(paths.join(folder, name), data)
+    return facts
