@@ -81,5 +81,9 @@ class OutputError(WitError):
     """The output folder cannot be used: read-only, full, foreign files, or another configuration's result."""
 
 
+class StoreError(WitError):
+    """An object store refused, throttled or did not answer: no fault of the data, so no record is dropped for it."""
+
+
 class StageFailedError(WitError):
     """A stage ran and failed for a reason that is not in its inputs or outputs alone."""

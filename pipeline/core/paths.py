@@ -16,6 +16,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.core.errors import InputError, OutputError, WitError
+from pipeline.core.stores import StoreFile, failure, is_store, store_errors
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -28,28 +29,50 @@ def join(folder: str, *names: str) -> str:
 
 def filesystem(path: str) -> tuple[Any, str]:
     """The fsspec filesystem of a path and the path as that filesystem spells it."""
+    # Workers write what other processes list: a listing that is remembered would be wrong.
+    options = {"use_listings_cache": False} if "://" in path else {}
     try:
-        return cast("tuple[Any, str]", fsspec.core.url_to_fs(path))
+        return cast("tuple[Any, str]", fsspec.core.url_to_fs(path, **options))
     except (ImportError, ValueError) as error:
-        raise InputError("no reader for this kind of address", where=path, found=str(error)) from error
+        hint = "pip install 'webimagetext[s3]'" if path.startswith(("s3://", "s3a://")) else None
+        raise InputError(
+            "no reader for this kind of address", where=path, found=str(error), hint=hint
+        ) from error
 
 
 def exists(path: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether a file or folder is there; a store's folder is there while it holds something."""
     fs, name = filesystem(path)
-    return bool(fs.exists(name))
+    return _stored_as(fs, name, path) is not None if is_store(fs) else bool(fs.exists(name))
 
 
 def is_folder(path: str) -> bool:
     """Whether the path is a folder."""
     fs, name = filesystem(path)
-    return bool(fs.isdir(name))
+    return _stored_as(fs, name, path) == "directory" if is_store(fs) else bool(fs.isdir(name))
+
+
+def _stored_as(fs: Any, name: str, path: str) -> str | None:
+    """``file``, ``directory`` or nothing; a store that does not answer is an error, not an answer."""
+    with store_errors(path):
+        try:
+            return str(fs.info(name)["type"])
+        except FileNotFoundError:
+            return None
 
 
 def size(path: str) -> int:
     """Size of a file in bytes."""
     fs, name = filesystem(path)
-    return int(fs.size(name) or 0)
+    with store_errors(path) if is_store(fs) else contextlib.nullcontext():
+        return int(fs.size(name) or 0)
+
+
+def find(folder: str) -> list[str]:
+    """All files below a folder, hidden ones too, as the file system spells them; sorted."""
+    fs, root = filesystem(folder)
+    with store_errors(folder) if is_store(fs) else contextlib.nullcontext():
+        return sorted(fs.find(root))
 
 
 def list_files(folder: str, *, suffixes: Sequence[str] = ()) -> list[str]:
@@ -59,10 +82,10 @@ def list_files(folder: str, *, suffixes: Sequence[str] = ()) -> list[str]:
         folder: Path or URL.
         suffixes: Keep only names that end so (any case); empty keeps all.
     """
-    fs, root = filesystem(folder)
+    _, root = filesystem(folder)
     wanted = tuple(s.lower() for s in suffixes)
     found = []
-    for name in fs.find(root):
+    for name in find(folder):
         relative = name[len(root) :].lstrip("/")
         if any(part.startswith(".") for part in relative.split("/")):
             continue
@@ -85,9 +108,10 @@ def expand(patterns: Sequence[str], *, suffixes: Sequence[str] = (), what: str =
     files: set[str] = set()
     for pattern in patterns:
         fs, name = filesystem(pattern)
-        if fs.isfile(name):
+        kind = _stored_as(fs, name, pattern) if is_store(fs) else None
+        if kind == "file" or (kind is None and fs.isfile(name)):
             files.add(pattern)
-        elif fs.isdir(name):
+        elif kind == "directory" or (kind is None and fs.isdir(name)):
             inside = list_files(pattern, suffixes=suffixes)
             if not inside:
                 ends = " or ".join(suffixes) or "any name"
@@ -115,8 +139,15 @@ def open_input(path: str, *, decompress: bool = True) -> IO[bytes]:
     fs, name = filesystem(path)
     try:
         raw = cast("IO[bytes]", fs.open(name, "rb"))
-    except OSError as error:
+    except FileNotFoundError as error:
         raise InputError("cannot open", where=path, found=error.strerror or error) from error
+    except Exception as error:
+        told = failure(error, path) if is_store(fs) else None
+        if told is None and isinstance(error, OSError):
+            raise InputError("cannot open", where=path, found=error.strerror or error) from error
+        raise told or error from error
+    if is_store(fs):
+        raw = cast("IO[bytes]", StoreFile(raw, path))
     if not decompress:
         return raw
     magic = raw.read(4)
@@ -150,6 +181,11 @@ def output_errors(where: str) -> Iterator[None]:
                 "not allowed to write here", where=where, hint="choose another --out folder"
             ) from error
         raise OutputError("cannot write", where=where, found=error.strerror or str(error)) from error
+    except Exception as error:
+        told = failure(error, where)
+        if told is None:
+            raise
+        raise told from error
 
 
 def make_folder(folder: str) -> None:
@@ -164,20 +200,33 @@ def open_atomic(path: str) -> Iterator[IO[bytes]]:
     """Opens a file that appears under its name only when it is complete.
 
     Local files are written beside the target, synced and renamed. Object stores publish an object when its upload
-    is closed, so there the target is written directly and discarded on an error.
+    is closed, so there the target is written directly and discarded on an error. Other file systems rename.
     """
     fs, name = filesystem(path)
-    if not isinstance(fs, LocalFileSystem):
-        with output_errors(path), fs.open(name, "wb") as file:
-            try:
-                yield file
-            except BaseException:
-                if hasattr(file, "discard"):
-                    file.discard()
-                raise
-        return
     folder, base = os.path.split(name)
     temporary = os.path.join(folder, f".{base}.{uuid.uuid4().hex[:8]}.tmp")
+    if is_store(fs):
+        with store_errors(path):
+            file = StoreFile(fs.open(name, "wb"), path)
+        try:
+            yield cast("IO[bytes]", file)
+        except BaseException:
+            file.discard()
+            raise
+        file.close()
+        return
+    if not isinstance(fs, LocalFileSystem):
+        with output_errors(path):
+            fs.makedirs(folder, exist_ok=True)
+            try:
+                with fs.open(temporary, "wb") as remote:
+                    yield remote
+                fs.mv(temporary, name)
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    fs.rm(temporary)
+                raise
+        return
     with output_errors(path):
         os.makedirs(folder, exist_ok=True)
         try:
@@ -207,6 +256,6 @@ def read_bytes(path: str) -> bytes:
 def remove(path: str) -> None:
     """Removes a file or a folder with all it holds; nothing happens if it is not there."""
     fs, name = filesystem(path)
-    with output_errors(path):
-        if fs.exists(name):
+    with output_errors(path), store_errors(path) if is_store(fs) else contextlib.nullcontext():
+        if exists(path):
             fs.rm(name, recursive=True)

@@ -216,7 +216,7 @@ def _prepare(out: str, marker: Mapping[str, Any], patterns: Sequence[str], *, re
 def clear(out: str, patterns: Sequence[str]) -> None:
     """Removes files of a folder whose relative names match a pattern; everything else stays."""
     fs, root = paths.filesystem(out)
-    for name in fs.find(root):
+    for name in paths.find(out):
         relative = name[len(root) :].lstrip("/")
         if any(fnmatch.fnmatch(relative, pattern) for pattern in patterns):
             fs.rm(name)
