@@ -12,7 +12,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.core.errors import UsageError
+
 Value = TypeVar("Value")
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a configuration's ``device``; under torchrun, each process's own GPU.
+
+    Raises:
+        UsageError: A GPU is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("no GPU that torch can use", found="device = cuda", hint="set device to cpu or auto")
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return torch.device(name)
 
 
 def start(device: torch.device) -> None:

@@ -17,6 +17,7 @@ from model import checkpoint, registry
 from model.clip import CLIP, normalise
 from model.config import LinearProbeConfig
 from model.datasets import Dataset, read_dataset
+from model.distributed import device_of
 from model.metrics import TOP, accuracy
 from model.predictions import (
     SCORES,
@@ -27,7 +28,6 @@ from model.predictions import (
     new_predictions,
     write_classification,
 )
-from model.train import device_of
 from pipeline.core.contracts import PREDICTIONS
 from pipeline.core.errors import InputError, UsageError
 from pipeline.core.manifest import Manifest

@@ -13,10 +13,10 @@ from model import checkpoint, registry
 from model.clip import CLIP, normalise
 from model.config import RetrievalConfig
 from model.datasets import Captioned, read_captioned
+from model.distributed import device_of
 from model.metrics import accuracy
 from model.predictions import SCORES, Dropped, batches, dataset_name, write_dropped
 from model.tokenizer import Tokenizer, trim
-from model.train import device_of
 from pipeline.core import paths, tables
 from pipeline.core.contracts import PREDICTIONS
 from pipeline.core.errors import InputError, UsageError

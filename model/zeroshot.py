@@ -14,6 +14,7 @@ from model import checkpoint, registry
 from model.clip import CLIP, normalise
 from model.config import ZeroShotConfig
 from model.datasets import Dataset, read_dataset
+from model.distributed import device_of
 from model.predictions import (
     SCORES,
     Dropped,
@@ -25,7 +26,6 @@ from model.predictions import (
 )
 from model.prompts import class_name, classifier, read_class_names, read_templates
 from model.tokenizer import Tokenizer
-from model.train import device_of
 from pipeline.core.contracts import PREDICTIONS
 from pipeline.core.errors import InputError, UsageError
 from pipeline.core.manifest import Manifest

@@ -21,7 +21,8 @@ from model import checkpoint
 from model.config import TrainConfig
 from model.data import Batch
 from model.shards import read_index
-from model.train import Trainer, run
+from model.train import run
+from model.trainer import Trainer
 from pipeline.cli import main
 from pipeline.core import fakes, manifest
 from pipeline.core.errors import ContractError, InputError, OutputError, UsageError
@@ -76,7 +77,8 @@ def test_golden_loss_curve(shards: str, tmp_path: Path) -> None:
 
 KILLED = """
 import os, sys
-from model.train import Trainer, run
+from model.train import run
+from model.trainer import Trainer
 from pipeline.core.stage import RunOptions
 sys.path.insert(0, {tests!r})
 from test_train import config
@@ -111,7 +113,7 @@ def test_killed_and_run_again_equals_uninterrupted(shards: str, tmp_path: Path, 
 def test_other_settings_start_over(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = str(tmp_path / "m")
     with monkeypatch.context() as patch:
-        patch.setattr("model.train.checkpoint.save_model", interrupt)
+        patch.setattr("model.trainer.checkpoint.save_model", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(config(shards), out, QUIET)
     run(config(shards, seed=1), out, QUIET)
@@ -126,7 +128,7 @@ def test_metrics_that_do_not_reach_to_the_checkpoint(
 ) -> None:
     out = tmp_path / "m"
     with monkeypatch.context() as patch:
-        patch.setattr("model.train.checkpoint.save_model", interrupt)
+        patch.setattr("model.trainer.checkpoint.save_model", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(config(shards), str(out), QUIET)
     (out / "metrics.jsonl").write_text("{}\n")
@@ -171,7 +173,7 @@ def retrieval(trainer: Trainer, batch: Batch) -> float:
 def test_loss_that_is_not_finite_names_the_batch(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("model.train.contrastive_loss", lambda i, t, s: (i * t).sum() * float("nan"))
+    monkeypatch.setattr("model.trainer.contrastive_loss", lambda i, t, s: (i * t).sum() * float("nan"))
     assert main(arguments(shards, tmp_path / "m")) == 1
     line = capsys.readouterr().err
     assert "the loss is not finite at step 1" in line
@@ -313,8 +315,8 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     run(config(shards), str(whole), QUIET)
     assert not (whole / "training-previous.pt").exists()
     with monkeypatch.context() as patch:
-        patch.setattr("model.train.checkpoint.save_model", interrupt)
-        patch.setattr("model.train.checkpoint.forget_previous_state", lambda folder: None)
+        patch.setattr("model.trainer.checkpoint.save_model", interrupt)
+        patch.setattr("model.trainer.checkpoint.forget_previous_state", lambda folder: None)
         with pytest.raises(KeyboardInterrupt):
             run(config(shards), str(cut), QUIET)
     state = bytearray((cut / "training.pt").read_bytes())
