@@ -42,10 +42,15 @@ def _train(made: argparse.ArgumentParser) -> None:
     made.add_argument("--workers", type=int, metavar="N", help="processes that read and decode images")
     made.add_argument("--threads", type=int, metavar="N", help="torch's threads on the CPU (all cores)")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="where to compute")
+    _tensorboard(made)
     made.add_argument(
         "--resume", action="store_true", default=None,
         help="only go on from a checkpoint in DIR; without it the command goes on if it can, else starts",
     )  # fmt: skip
+
+
+def _tensorboard(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--tensorboard", metavar="DIR", help="folder for TensorBoard's event files (none)")
 
 
 def _evaluation(made: argparse.ArgumentParser, dataset: str) -> None:
@@ -57,6 +62,7 @@ def _evaluation(made: argparse.ArgumentParser, dataset: str) -> None:
     made.add_argument("--batch-size", dest="batch_size", type=int, metavar="N", help="images encoded at once")
     made.add_argument("--threads", type=int, metavar="N", help="torch's threads on the CPU (all cores)")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="where to compute")
+    _tensorboard(made)
 
 
 _LABELLED = (

@@ -34,6 +34,8 @@ class TrainConfig:
         text_width: Width of the text tower, if another than the preset's.
         text_heads: Heads of the text tower, if another number than the preset's.
         text_encoder: ``transformer``, or ``cbow`` for the mean of a text's token embeddings (Figure 3).
+        objective: What is learned (Figure 2): ``contrastive``, ``bow_contrastive`` (the same with ``cbow`` texts),
+            ``bow_prediction`` (the words of an image's caption) or ``caption_lm`` (the caption word by word).
         vocab_size: Entries of the tokenizer, if another number than the preset's.
         embed_dim: Dimension of the joint embedding, if another than the preset's.
         short_side: Pixels of an image's short side before the random square crop; 8/7 of the image size unless
@@ -47,10 +49,17 @@ class TrainConfig:
         beta2: Of Adam, if another than the preset's (0.999 ResNet, 0.98 ViT; Table 18).
         epsilon: Of Adam, if another than the preset's (1e-8 ResNet, 1e-6 ViT; Table 18).
         weight_decay: Decoupled, on all weights that are not gains or biases (Table 18).
-        precision: ``fp32``, or ``bf16`` for autocast to bfloat16.
+        precision: ``fp32``, or autocast to bfloat16 (``bf16``) or to float16 (``fp16``), the latter with a loss scale
+            that adapts itself: steps whose gradients overflow are left out.
+        moments: Adam's statistics in ``fp32``, or in ``bf16`` with stochastic rounding: half the memory (2.5).
+        text_weights: The text side's matrices in ``fp32``, or in ``bf16`` with stochastic rounding (2.5); needs
+            ``precision`` bf16 or fp16.
         accumulation: Parts of a process's batch that are in memory one after another; equal to the whole batch for
             ViTs, while ResNets normalise by part.
         recompute: Compute activations again in the backward pass instead of keeping them.
+        parallel: Under torchrun, ``ddp`` keeps the whole model in each process, ``fsdp`` cuts weights, gradients and
+            moments among them. Either goes on from the other's checkpoint.
+        compile: Compile the towers' blocks with ``torch.compile``: faster once compiled, other last bits.
         seed: Of initialisation, order, captions and crops.
         captions: In plain WebDataset tars, the captions of a sample: endings of text members, or ``json.FIELD``.
         query_cap: At most so many images of each query in an epoch, others in each; none unless given.
@@ -62,6 +71,7 @@ class TrainConfig:
         cache_bytes: Decoded images stay in memory if all of them fit into this many bytes.
         workers: Processes that read and decode images; unless given, none beside a CPU and up to 16 beside a GPU.
             The batches do not depend on it.
+        tensorboard: Folder for TensorBoard's event files; none are written unless given.
         threads: Of torch on the CPU; 0 takes torch's own choice (all cores). Another number may change the last
             bits of the result.
         device: Where to compute; ``auto`` takes a GPU if there is one.
@@ -78,6 +88,7 @@ class TrainConfig:
     text_width: int | None = None
     text_heads: int | None = None
     text_encoder: Literal["transformer", "cbow"] = "transformer"
+    objective: Literal["contrastive", "bow_contrastive", "bow_prediction", "caption_lm"] = "contrastive"
     vocab_size: int | None = None
     embed_dim: int | None = None
     short_side: int | None = None
@@ -90,9 +101,13 @@ class TrainConfig:
     beta2: float | None = None
     epsilon: float | None = None
     weight_decay: float = 0.2
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    moments: Literal["fp32", "bf16"] = "fp32"
+    text_weights: Literal["fp32", "bf16"] = "fp32"
     accumulation: int = 1
     recompute: bool = unhashed(False)
+    parallel: Literal["ddp", "fsdp"] = unhashed("ddp")
+    compile: bool = unhashed(False)
     seed: int = 0
     captions: tuple[str, ...] = ("txt",)
     query_cap: int | None = None
@@ -102,6 +117,7 @@ class TrainConfig:
     checkpoint_steps: int = unhashed(500)
     cache_bytes: int = unhashed(4 << 30)
     workers: int | None = unhashed(None)
+    tensorboard: str | None = unhashed(None)
     threads: int = unhashed(0)
     device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
 
@@ -123,6 +139,8 @@ class TrainConfig:
         _refuse(self.epsilon is not None and self.epsilon <= 0, f"epsilon {self.epsilon}: choose above 0")
         share = self.max_corrupt_share
         _refuse(not 0 <= share <= 1, f"max_corrupt_share {share}: choose from 0 to 1")
+        halved = self.text_weights == "bf16" and self.precision == "fp32"
+        _refuse(halved, "text_weights bf16: choose precision bf16 or fp16 with it")
 
     def architecture(self) -> ModelConfig:
         """The preset's model with this configuration's own geometry.
@@ -143,12 +161,15 @@ class TrainConfig:
             "heads": self.text_heads,
             "layers": self.text_layers,
             "vocab_size": self.vocab_size,
-            "kind": self.text_encoder,
+            "kind": "cbow" if self.objective == "bow_contrastive" else self.text_encoder,
         }
         vision_cfg: VisionConfig = dataclasses.replace(base.vision_cfg, **_given(vision))
         text_cfg: TextConfig = dataclasses.replace(base.text_cfg, **_given(text))
         embed = self.embed_dim or base.embed_dim
-        return dataclasses.replace(base, embed_dim=embed, vision_cfg=vision_cfg, text_cfg=text_cfg)
+        learned = "contrastive" if self.objective == "bow_contrastive" else self.objective
+        return dataclasses.replace(
+            base, embed_dim=embed, vision_cfg=vision_cfg, text_cfg=text_cfg, objective=learned
+        )
 
     def resized_to(self) -> int:
         """Pixels of an image's short side before the crop.
@@ -186,6 +207,7 @@ class ZeroShotConfig:
         templates: Prompt templates, if there is no ``prompts`` file.
         metric: The dataset's own (Table 9).
         batch_size: Images encoded at once.
+        tensorboard: Folder for TensorBoard's event files; none are written unless given.
         threads: Of torch on the CPU; 0 takes torch's own choice.
         device: Where to compute; ``auto`` takes a GPU if there is one.
     """
@@ -199,6 +221,7 @@ class ZeroShotConfig:
     templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
     metric: Metric = "accuracy"
     batch_size: int = unhashed(256)
+    tensorboard: str | None = unhashed(None)
     threads: int = unhashed(0)
     device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
 
@@ -227,6 +250,7 @@ class LinearProbeConfig:
         shots: Also train with so many images of each class.
         seed: Of the split and of the shots.
         batch_size: Images encoded at once.
+        tensorboard: Folder for TensorBoard's event files; none are written unless given.
         threads: Of torch on the CPU; 0 takes torch's own choice.
         device: Where to compute; ``auto`` takes a GPU if there is one.
     """
@@ -243,6 +267,7 @@ class LinearProbeConfig:
     shots: tuple[int, ...] = ()
     seed: int = 0
     batch_size: int = unhashed(256)
+    tensorboard: str | None = unhashed(None)
     threads: int = unhashed(0)
     device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
 
@@ -267,6 +292,7 @@ class RetrievalConfig:
         known_as: A dataset of the paper (:mod:`model.registry`), whose name, metric and prompts it has.
         name: The dataset's name in ``eval_dataset``; its folder's name unless given.
         batch_size: Images or texts encoded at once.
+        tensorboard: Folder for TensorBoard's event files; none are written unless given.
         threads: Of torch on the CPU; 0 takes torch's own choice.
         device: Where to compute; ``auto`` takes a GPU if there is one.
     """
@@ -278,6 +304,7 @@ class RetrievalConfig:
     known_as: str | None = None
     name: str | None = None
     batch_size: int = unhashed(256)
+    tensorboard: str | None = unhashed(None)
     threads: int = unhashed(0)
     device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from model import checkpoint, registry
+from model import checkpoint, events, registry
 from model.clip import CLIP, normalise
 from model.config import LinearProbeConfig
 from model.datasets import Dataset, read_dataset
@@ -143,6 +143,7 @@ def run(config: LinearProbeConfig, out: str, options: RunOptions) -> Manifest | 
         raise UsageError("nothing to probe", hint=f"pass {missing}")
     folder, train_path, test_path = config.model, config.train, config.dataset
     checkpoint.check(folder)
+    events.check(config.tensorboard)
     resolved = registry.applied(config, "classification")
     train, test = read_dataset(train_path), read_dataset(test_path)
     if train.classes != test.classes:
@@ -155,9 +156,11 @@ def run(config: LinearProbeConfig, out: str, options: RunOptions) -> Manifest | 
     validation = read_dataset(config.validation) if config.validation is not None else None
 
     def body(out: str) -> StageResult:
-        return evaluate(
+        made = evaluate(
             resolved, checkpoint.load_model(folder), train, validation, test, out, quiet=options.quiet
         )
+        events.write_scores(resolved.tensorboard, made.extra["scores"], model=folder)
+        return made
 
     return run_stage(
         body,

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from model import checkpoint, registry
+from model import checkpoint, events, registry
 from model.clip import CLIP, normalise
 from model.config import RetrievalConfig
 from model.datasets import Captioned, read_captioned
@@ -85,11 +85,14 @@ def run(config: RetrievalConfig, out: str, options: RunOptions) -> Manifest | No
         raise UsageError("nothing to evaluate", hint=f"pass {missing}")
     folder, root = config.model, config.dataset
     checkpoint.check(folder)
+    events.check(config.tensorboard)
     resolved = registry.applied(config, "retrieval")
     dataset = read_captioned(root, captions=config.captions)
 
     def body(out: str) -> StageResult:
-        return evaluate(resolved, checkpoint.load_model(folder), dataset, out, quiet=options.quiet)
+        made = evaluate(resolved, checkpoint.load_model(folder), dataset, out, quiet=options.quiet)
+        events.write_scores(resolved.tensorboard, made.extra["scores"], model=folder)
+        return made
 
     return run_stage(
         body,

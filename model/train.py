@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model import checkpoint, distributed
+from model import checkpoint, distributed, events
 from model.config import TrainConfig
 from model.distributed import device_of
 from model.shards import read_index, shard_files
@@ -27,6 +27,7 @@ def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
         raise ConfigError(str(error), where="[train]") from error
     if not config.shards:
         raise UsageError("no shards to train on", hint="pass --shards DIR")
+    events.check(config.tensorboard)
     if not options.dry_run:
         shard_files(config.shards)  # refuses before anything is written
         if config.weights is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from model import checkpoint, distributed
+from model import checkpoint, distributed, events
 from model.clip import CLIP, normalise
 from model.config import TrainConfig
 from model.data import Batch, Loader
@@ -125,11 +125,13 @@ class Trainer:
             with (
                 Progress("train", total=total, unit="images", quiet=quiet) as shown,
                 snapshots.asked_to_end() as asked,
+                events.training_log(self.config.tensorboard, done=self.step) as log,
             ):
                 shown.update(self.step * self.config.batch_size)
                 while self.step < self.total_steps:
                     last = self.train_step(self.loader.next_batch())
                     self.metrics.append(json.dumps(last))
+                    log.add(last, images=self.config.batch_size, parameters=self.model.parameters())
                     ending = distributed.any_of_all(bool(asked), self.device)
                     due = self.step % self.config.checkpoint_steps == 0 and self.step < self.total_steps
                     if due or ending:

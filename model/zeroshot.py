@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model import checkpoint, registry
+from model import checkpoint, events, registry
 from model.clip import CLIP, normalise
 from model.config import ZeroShotConfig
 from model.datasets import Dataset, read_dataset
@@ -44,6 +44,7 @@ def run(config: ZeroShotConfig, out: str, options: RunOptions) -> Manifest | Non
         raise UsageError("nothing to evaluate", hint=f"pass {missing}")
     model_folder, root = config.model, config.dataset
     checkpoint.check(model_folder)
+    events.check(config.tensorboard)
     dataset = read_dataset(root)
     config = registry.applied(config, "classification")
     if config.prompts is not None:
@@ -61,9 +62,11 @@ def run(config: ZeroShotConfig, out: str, options: RunOptions) -> Manifest | Non
     resolved = config
 
     def body(folder: str) -> StageResult:
-        return evaluate(
+        made = evaluate(
             resolved, checkpoint.load_model(model_folder), dataset, names, folder, quiet=options.quiet
         )
+        events.write_scores(resolved.tensorboard, made.extra["scores"], model=model_folder)
+        return made
 
     return run_stage(
         body,
