@@ -16,6 +16,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 
 from pipeline.core import paths, tables
 from pipeline.core.contracts import DROPPED, Contract
@@ -80,6 +81,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         raise StageFailedError(
             "the pipeline did not finish", where=engine(options), expected="DONE", found=state
         )
+    _remove_spilled(pipeline)
 
 
 def _own_error(error: BaseException) -> BaseException:
@@ -129,10 +131,6 @@ def _write_part(
     return tables.write_table(paths.join(folder, tables.part_name(index)), table, contract)
 
 
-def _remove(_: int, folder: str) -> None:
-    paths.remove(folder)
-
-
 @dataclass(eq=False)
 class WriteTables(beam.PTransform[Any, Any]):
     """Writes tables as sorted ``part-*.parquet`` files; a part is a function of its rows alone.
@@ -165,20 +163,39 @@ class WriteTables(beam.PTransform[Any, Any]):
                 raise UsageError(f"{self.contract.id} has no column {name!r} to sort or split by")
 
     def expand(self, pcoll: beam.PCollection[Any]) -> beam.PCollection[Any]:
-        """Splits, spills, groups, sorts and writes; then removes what was spilled."""
-        work = paths.join(self.folder, SPILL_FOLDER)
-        written = (
+        """Splits, spills, groups, sorts and writes; :func:`run_pipeline` removes what was spilled."""
+        return (
             pcoll
             | "Split"
             >> beam.FlatMap(_conformed_parts, self.contract, self.key, self.partitions).with_output_types(
                 tuple[int, Any]
             )
-            | "Spill" >> beam.ParDo(Spill(work)).with_output_types(tuple[int, Chunk])
+            | "Spill" >> beam.ParDo(Spill(self.spill_folder)).with_output_types(tuple[int, Chunk])
             | "ByPart" >> beam.GroupByKey()
             | "Write" >> beam.Map(_write_part, self.folder, self.contract, self.order).with_output_types(int)
         )
-        _ = written | "AllWritten" >> beam.CombineGlobally(sum) | "Remove" >> beam.Map(_remove, work)
-        return written
+
+    @property
+    def spill_folder(self) -> str:
+        """Where rows wait for their part."""
+        return paths.join(self.folder, SPILL_FOLDER)
+
+
+class _SpillFolders(PipelineVisitor):
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def enter_composite_transform(self, transform_node: AppliedPTransform) -> None:
+        if isinstance(transform_node.transform, WriteTables):
+            self.found.append(transform_node.transform.spill_folder)
+
+
+def _remove_spilled(pipeline: beam.Pipeline) -> None:
+    # Not a step of the pipeline: an engine may run a step again whose input such a step has removed.
+    folders = _SpillFolders()
+    pipeline.visit(folders)
+    for folder in folders.found:
+        paths.remove(folder)
 
 
 @dataclass(eq=False)
