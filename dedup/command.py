@@ -21,6 +21,11 @@ def _train(made: argparse.ArgumentParser) -> None:
     made.add_argument("--preset", choices=("resnet50", "general", "small"), help="default small")
     made.add_argument("--pairs", type=int, metavar="N", help="pairs of pictures to train on")
     made.add_argument("--batch-size", type=int, metavar="N", help="pairs in a batch")
+    made.add_argument(
+        "--chunk-size", type=int, metavar="N", help="pairs of a batch in memory at once (default: all)"
+    )
+    made.add_argument("--autocast", choices=("off", "bf16", "fp16"), help="network's precision (default off)")
+    made.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one")
     made.add_argument("--seed", type=int, metavar="N")
     _threads(made)
 
@@ -36,6 +41,14 @@ def _search(made: argparse.ArgumentParser) -> None:
     made.add_argument("--train", metavar="DIR", help="embeddings of the training set")
     path_list(made, "--eval", help="embeddings of evaluation sets")
     made.add_argument("--k", type=int, metavar="N", help="neighbours of each picture (default 10)")
+    made.add_argument(
+        "--index",
+        choices=("exact", "ivf"),
+        help="exact (default), or ivf: compare with the nearest lists only, and measure what that misses",
+    )
+    made.add_argument(
+        "--probes", type=int, metavar="N", help="lists that each training picture visits with ivf (default 8)"
+    )
     _threads(made)
 
 
@@ -130,7 +143,7 @@ COMMANDS: tuple[Command | Task, ...] = (
     ),
     Command(
         name="dedup search",
-        help="find evaluation pictures' nearest training pictures, exactly",
+        help="find evaluation pictures' nearest training pictures",
         config=SearchConfig,
         arguments=_search,
         stage="dedup.search:run",

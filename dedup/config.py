@@ -94,6 +94,13 @@ class TrainConfig:
         augment: Strengths of the augmentations.
         seed: Seed of initial weights, order and augmentations.
         threads: Threads of the arithmetic; another count may change last bits.
+        autocast: Lower precision of the network's products in training: ``bf16`` or ``fp16``. The loss, the weights,
+            the closed-form map and the calibration stay at single precision.
+        chunk_size: Pairs of a batch whose activations are in memory at once; the gradients are those of the whole
+            batch, but for rounding, at the cost of a second pass forward. Under torchrun, of each process's part.
+            Default: the whole batch.
+        device: Where to compute; ``auto`` takes a GPU if there is one. Only a CPU repeats itself to the bit.
+        snapshot_minutes: Time between snapshots, from which a killed run goes on; 0 takes one after each step.
     """
 
     images: tuple[str, ...] = input_paths()
@@ -118,6 +125,10 @@ class TrainConfig:
     augment: AugmentConfig = AugmentConfig()
     seed: int = 0
     threads: int = 1
+    autocast: Literal["off", "bf16", "fp16"] = "off"
+    chunk_size: int | None = unhashed(None)
+    device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
+    snapshot_minutes: float = unhashed(10.0)
 
     def __post_init__(self) -> None:
         for name in ("pairs", "joined_pictures", "max_images", "compared", "threads"):
@@ -126,8 +137,11 @@ class TrainConfig:
         for name in ("whole_pairs", "largest_px"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, is {getattr(self, name)}")
-        if self.head_pairs is not None and self.head_pairs < 1:
-            raise ValueError(f"head_pairs must be at least 1, is {self.head_pairs}")
+        for name in ("head_pairs", "chunk_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        if self.snapshot_minutes < 0:
+            raise ValueError(f"snapshot_minutes must be at least 0, is {self.snapshot_minutes}")
         if self.batch_size is not None and self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 to compare with others, is {self.batch_size}")
         for name in ("prior", "precision", "least_recall", "held_out"):
@@ -176,6 +190,9 @@ class SearchConfig:
         train: Embeddings of the training set.
         eval: Embeddings of the evaluation sets.
         k: Neighbours of each evaluation picture.
+        index: ``exact`` compares all with all; ``ivf`` a training picture with the nearest lists of evaluation
+            pictures only, and measures what that misses.
+        probes: Lists that each training picture visits with ``ivf``; default: 8.
         block_rows: Training rows compared at once.
         threads: Threads of each worker's arithmetic.
     """
@@ -183,13 +200,19 @@ class SearchConfig:
     train: str | None = input_path()
     eval: tuple[str, ...] = input_paths()
     k: int = 10
-    block_rows: int = 16_384
+    index: Literal["exact", "ivf"] = "exact"
+    probes: int | None = None
+    block_rows: int = unhashed(16_384)
     threads: int = unhashed(1)
 
     def __post_init__(self) -> None:
         for name in ("k", "block_rows", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        if self.index == "exact" and self.probes is not None:
+            raise ValueError("probes belongs to --index ivf; an exact search compares all with all")
+        if self.probes is not None and self.probes < 1:
+            raise ValueError(f"probes must be at least 1, is {self.probes}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,9 +38,9 @@ ROWS_PER_PART = 100_000
 _TOTAL = "rows-in.tmp"
 
 
-def embeddings_contract(dimension: int) -> Contract:
-    """``embeddings/1`` with the dimension fixed, so that files hold fixed-size lists."""
-    vector = pa.list_(pa.field("element", pa.float32()), dimension)
+def embeddings_contract(dimension: int, *, half: bool = False) -> Contract:
+    """``embeddings/1`` with the dimension fixed, so that files hold fixed-size lists, of float16 if ``half``."""
+    vector = _vector_type(dimension, half)
     place = EMBEDDINGS.schema.get_field_index("embedding")
     field = pa.field("embedding", vector, nullable=False)
     return dataclasses.replace(EMBEDDINGS, schema=EMBEDDINGS.schema.set(place, field))
@@ -99,9 +99,9 @@ def embed_chunks(
             pipeline
             | "Chunks" >> beam.Create(list(chunks), reshuffle=True)
             | "Embed"
-            >> beam.ParDo(
-                EmbedChunks(require_detector(config.detector), config.batch_size, config.threads)
-            ).with_outputs("dropped", "rows", main="embedded")
+            >> beam.ParDo(EmbedChunks(config.detector, config.batch_size, config.threads)).with_outputs(
+                "dropped", "rows", main="embedded"
+            )
         )
         made.embedded | "Write" >> stages.WriteTables(
             out, contract, key="id", order=("dataset", "id"), partitions=1 + total // ROWS_PER_PART
@@ -128,12 +128,12 @@ class EmbedChunks(beam.DoFn):
     """Embeds chunks; the detector is loaded once in each worker.
 
     Args:
-        detector: Folder of the detector.
+        detector: Folder of the detector; ``None`` is the one that ships with the worker's installation.
         batch_size: Pictures embedded at once.
         threads: Threads of the arithmetic.
     """
 
-    def __init__(self, detector: str, batch_size: int, threads: int) -> None:
+    def __init__(self, detector: str | None, batch_size: int, threads: int) -> None:
         self.detector, self.batch_size, self.threads = detector, batch_size, threads
 
     def setup(self) -> None:
@@ -141,7 +141,7 @@ class EmbedChunks(beam.DoFn):
         import torch
 
         torch.set_num_threads(self.threads)
-        self.backend = open_backend(self.detector)
+        self.backend = open_backend(require_detector(self.detector))
 
     def process(self, chunk: images.Chunk) -> Iterator[Any]:
         """Yields tables of embeddings and of dropped rows, and the number of pictures that came in."""
@@ -219,9 +219,13 @@ def embed_batch(
     return contract.conform(table), lost
 
 
-def vectors_to_arrow(vectors: np.ndarray) -> pa.FixedSizeListArray:
-    """float32 [N, d] as a column of fixed-size lists."""
-    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+def vectors_to_arrow(vectors: np.ndarray, *, half: bool = False) -> pa.FixedSizeListArray:
+    """float32 [N, d] as a column of fixed-size lists, of float16 if ``half``."""
+    kept = np.ascontiguousarray(vectors, np.float16 if half else np.float32)
     return pa.FixedSizeListArray.from_arrays(
-        flat, type=pa.list_(pa.field("element", pa.float32()), vectors.shape[1])
+        pa.array(kept.reshape(-1)), type=_vector_type(vectors.shape[1], half)
     )
+
+
+def _vector_type(dimension: int, half: bool) -> pa.DataType:
+    return pa.list_(pa.field("element", pa.float16() if half else pa.float32()), dimension)

@@ -17,7 +17,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from dedup import search
+from dedup import nearest, vectors
 from dedup.config import GroupsConfig
 from pipeline.core import beam as stages
 from pipeline.core import paths, tables
@@ -66,7 +66,7 @@ def run(config: GroupsConfig, out: str, options: RunOptions) -> Manifest | None:
     if config.train is None:
         raise UsageError("no embeddings given", hint=f"pass --train DIR, made with `{EMBEDDINGS.made_by}`")
     train = config.train
-    found = search.common_extra([train])
+    found = vectors.common_extra([train])
     threshold = found.get("threshold") if config.threshold is None else config.threshold
     if threshold is None:
         raise UsageError("no threshold given", hint="the detector has no calibrated one: pass --threshold T")
@@ -94,7 +94,7 @@ def group(config: GroupsConfig, threshold: float, out: str, options: RunOptions)
     blocks = [
         (number, start, rows)
         for number, whole in enumerate(files)
-        for _, start, rows in search.plan_blocks([whole], config.block_rows)
+        for _, start, rows in vectors.plan_blocks([whole], config.block_rows)
     ]
     total = tables.count_rows(files)
 
@@ -147,7 +147,7 @@ def link(first: np.ndarray, second: np.ndarray | None, threshold: float) -> Link
     from scipy.sparse.csgraph import connected_components
 
     other = first if second is None else second
-    likeness = np.round((torch.from_numpy(first) @ torch.from_numpy(other).T).numpy(), search.DECIMALS)
+    likeness = np.round((torch.from_numpy(first) @ torch.from_numpy(other).T).numpy(), nearest.DECIMALS)
     if second is None:
         np.fill_diagonal(likeness, _NONE)
     near = likeness >= np.float32(threshold)
@@ -176,9 +176,9 @@ def link_equals(values: np.ndarray, threshold: float) -> tuple[np.ndarray, Links
         values: float32 [N, d].
         threshold: Least similarity of a pair.
     """
-    group = search.equal_rows(values)
+    group = nearest.equal_rows(values)
     _, first = np.unique(group, return_index=True)
-    own = np.round(np.einsum("nd,nd->n", values, values), search.DECIMALS)
+    own = np.round(np.einsum("nd,nd->n", values, values), nearest.DECIMALS)
     many = np.bincount(group)[group] > 1
     rows = np.flatnonzero(many & (own >= np.float32(threshold)))
     return first, Links(row=rows, to=first[group[rows]], similarity=own[rows])
@@ -205,7 +205,8 @@ class LinkBlocks(beam.DoFn):
     def process(self, block: Block) -> Iterator[Links]:
         """Yields the links of one block."""
         number, start, rows = block
-        _, values = search.read_block(self.files[number], start, rows)
+        read = vectors.read_block(self.files[number], start, rows, rows)
+        values = np.concatenate([part for _, part in read])
         places = (number << _ROW) + start + np.arange(rows)
         first, equals = link_equals(values, self.threshold)
         held, found = [equals.at(places)], 0
@@ -241,12 +242,8 @@ class LinkBlocks(beam.DoFn):
                 place += batch.num_rows
                 if not cut.num_rows:
                     continue
-                found = search.vectors(cut, where=self.files[later])
-                if found.shape[1] != dimension:
-                    raise InputError(
-                        "embeddings of different dimensions", where=self.files[later], expected=dimension,
-                        found=found.shape[1], hint=f"make them all with the same `{EMBEDDINGS.made_by} --detector`",
-                    )  # fmt: skip
+                found = vectors.vectors(cut, where=self.files[later])
+                vectors.check_dimension(dimension, found.shape[1], self.files[later])
                 yield found, (later << _ROW) + place - len(found) + np.arange(len(found))
 
 

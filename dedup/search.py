@@ -1,66 +1,58 @@
-"""``wit dedup search``: each evaluation picture's nearest training pictures, exactly (``neighbours/1``).
+"""``wit dedup search``: each evaluation picture's nearest training pictures (``neighbours/1``).
 
-The small side, the evaluation sets, stays in memory; the large side, the training set, streams past it in blocks,
-each compared with all evaluation pictures by FAISS's flat inner product. Partial results are merged by similarity
-and then by id, which is associative: how the training set is cut into parts leaves no trace.
+The small side, the evaluation sets, stays in memory; the large side, the training set, streams past it block by block
+(:mod:`dedup.nearest`). A worker keeps each evaluation picture's k best over all blocks of a bundle and gives them on
+once; what several workers found is merged by similarity and then by id, so how the training set is cut into parts and
+given to workers leaves no trace. With ``index="ivf"`` a training picture is compared with the nearest lists of
+evaluation pictures only (:mod:`dedup.lists`); similarities stay exact, and how many neighbours that misses is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
 
+from dedup import lists, nearest
 from dedup.config import SearchConfig
+from dedup.nearest import Best
+from dedup.vectors import (
+    FACTS,
+    Names,
+    check_dimension,
+    common_extra,
+    plan_blocks,
+    read_block,
+    read_facts,
+    read_names,
+    read_values,
+)
 from pipeline.core import beam as stages
-from pipeline.core import manifest, tables
+from pipeline.core import paths, tables
 from pipeline.core.contracts import EMBEDDINGS, NEIGHBOURS
-from pipeline.core.errors import ContractError, InputError, UsageError
+from pipeline.core.errors import InputError, UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
 from pipeline.core.stage import RunOptions, StageResult, run_stage
 
 STAGE = "dedup search"
-# Blocks of another shape may change a similarity's last bits; below this, order is decided by id.
-DECIMALS = 5
 EVAL_ROWS_PER_SLICE = 65_536
-# Carried along from the evaluation side, as ``eval_label`` and so on, for the report.
-FACTS = pa.schema(
-    [("label", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("spread", pa.float32())]
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vectors:
-    """Embeddings in memory.
-
-    Attributes:
-        datasets: Name of the data set of each row.
-        ids: Id of each row.
-        values: float32 [N, d], rows of length 1.
-    """
-
-    datasets: tuple[str, ...]
-    ids: tuple[str, ...]
-    values: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class Nearest:
-    """The k nearest training pictures of some evaluation pictures, best first.
-
-    Attributes:
-        similarity: float32 [N, at most k].
-        ids: Training ids, objects [N, at most k].
-    """
-
-    similarity: np.ndarray
-    ids: np.ndarray
+# Training rows of one Beam element: a row group of our own files.
+ROWS_PER_SPAN = 65_536
+# Evaluation pictures that are also searched exactly, to measure an index.
+SAMPLE = 256
+_SAMPLE_SLICE = -1
+# Lists that a training picture visits, unless told otherwise.
+PROBES = 8
+_LISTS, _EXACT = "lists.tmp", "exact.tmp"
 
 
 def run(config: SearchConfig, out: str, options: RunOptions) -> Manifest | None:
@@ -73,7 +65,7 @@ def run(config: SearchConfig, out: str, options: RunOptions) -> Manifest | None:
     def body(folder: str) -> StageResult:
         return search(config, extra, folder, options)
 
-    return run_stage(
+    done = run_stage(
         body,
         stage=STAGE,
         contract=NEIGHBOURS.id,
@@ -81,30 +73,24 @@ def run(config: SearchConfig, out: str, options: RunOptions) -> Manifest | None:
         inputs=[train, *evals],
         out=out,
         options=options,
+        owned=(_LISTS, _EXACT),
     )
+    if done is not None and not options.quiet and "recall" in done.extra:
+        print(f"  {recall_line(done.extra)}", file=sys.stderr)  # noqa: T201
+    return done
 
 
-def common_extra(folders: Sequence[str]) -> dict[str, Any]:
-    """The detector's entries of some embeddings' manifests, which must agree where they are given.
-
-    Raises:
-        ContractError: Two folders were made by different detectors or have different dimensions.
-    """
-    found: dict[str, Any] = {}
-    names = {"detector_sha256": "detectors", "dimension": "dimensions"}
-    for folder in folders:
-        extra = manifest.read(folder, made_by=EMBEDDINGS.made_by).extra
-        for key in ("detector_sha256", "dimension", "threshold"):
-            value = extra.get(key)
-            if value is not None and found.setdefault(key, value) != value and key in names:
-                raise ContractError(
-                    f"embeddings of different {names[key]} cannot be compared",
-                    where=folder,
-                    expected=found[key],
-                    found=value,
-                    hint=f"make both sides with the same `{EMBEDDINGS.made_by} --detector`",
-                )
-    return found
+def recall_line(extra: Mapping[str, Any]) -> str:
+    """What a manifest says of an index, in words."""
+    found = extra["recall"]
+    line = (
+        f"index ivf, {extra['probes']} of {extra['lists']} lists: of {found['queries']} pictures searched exactly too, "
+        f"{found['at_1']:.1%} have the same nearest neighbour; "
+        f"{found['at_k']:.1%} of the {extra['k']} nearest are found"
+    )
+    if found["pairs_above_threshold"]:
+        line += f"; {found['above_threshold']:.1%} of the {found['pairs_above_threshold']} pairs above the threshold"
+    return line
 
 
 def search(config: SearchConfig, extra: dict[str, Any], out: str, options: RunOptions) -> StageResult:
@@ -113,21 +99,30 @@ def search(config: SearchConfig, extra: dict[str, Any], out: str, options: RunOp
     assert config.train is not None
     eval_files = [f for folder in config.eval for f in tables.part_files(folder, EMBEDDINGS)]
     train_files = tables.part_files(config.train, EMBEDDINGS)
-    small = read_vectors(eval_files)
-    _check_unique(small)
+    names = read_names(eval_files)
+    check_unique(names)
     train_rows = tables.count_rows(train_files)
-    blocks = plan_blocks(train_files, config.block_rows)
+    spans = plan_blocks(train_files, max(ROWS_PER_SPAN, config.block_rows))
+    made_lists = None
+    if config.index == "ivf" and names.ids:
+        made_lists = paths.join(out, _LISTS)
+        made = lists.make(read_values(eval_files))
+        paths.write_bytes(made_lists, made.to_bytes())
+        count = len(made.centroids)
+        extra = {**extra, "probes": min(config.probes or PROBES, count), "lists": count}
 
     def build(pipeline: beam.Pipeline) -> None:
-        (
+        best = (
             pipeline
-            | "Blocks" >> beam.Create(blocks, reshuffle=True)
+            | "Spans" >> beam.Create(spans, reshuffle=True)
             | "Compare"
-            >> beam.ParDo(CompareBlocks(eval_files, config.k, config.threads)).with_output_types(
-                tuple[int, Any]
-            )
-            | "Merge" >> beam.CombinePerKey(MergeNearest(config.k))
-            | "Rows" >> beam.Map(_slice_table, eval_files=eval_files).with_output_types(Any)
+            >> beam.ParDo(CompareBlocks(eval_files, config, made_lists)).with_output_types(tuple[int, Any])
+            | "Merge" >> beam.CombinePerKey(MergeBest())
+        )
+        _ = best | "Sample" >> beam.Map(_write_sample, out=out, eval_files=eval_files)
+        _ = (
+            best
+            | "Rows" >> beam.FlatMap(_slice_table, eval_files=eval_files).with_output_types(Any)
             | "Write"
             >> stages.WriteTables(
                 out, NEIGHBOURS, key="eval_id", order=("eval_dataset", "eval_id", "rank"), partitions=1
@@ -136,22 +131,33 @@ def search(config: SearchConfig, extra: dict[str, Any], out: str, options: RunOp
 
     with Progress(STAGE, total=train_rows, unit="training pictures", quiet=options.quiet):
         stages.run_pipeline(build, beam_options)
+    rows = stages.finish_parts(out, NEIGHBOURS)
+    exact = len(names.ids) * min(config.k, train_rows)
+    if made_lists is not None:
+        extra = {**extra, "recall": _measured_recall(out, config.k, extra.get("threshold"))}
+        paths.remove(made_lists)
     return StageResult(
-        rows=stages.finish_parts(out, NEIGHBOURS),
-        rows_in=len(small.ids) * min(config.k, train_rows),
+        rows=rows,
+        rows_in=exact if made_lists is None else rows,
         engine=stages.engine(beam_options),
         extra={
             **extra,
             "k": config.k,
+            "index": config.index,
             "train_rows": train_rows,
-            "eval_rows": {name: small.datasets.count(name) for name in sorted(set(small.datasets))},
+            "eval_rows": {name: names.datasets.count(name) for name in sorted(set(names.datasets))},
         },
     )
 
 
-def _check_unique(small: Vectors) -> None:
+def check_unique(names: Names) -> None:
+    """Checks that no evaluation picture is there twice.
+
+    Raises:
+        InputError: One is.
+    """
     seen: set[tuple[str, str]] = set()
-    for pair in zip(small.datasets, small.ids, strict=True):
+    for pair in zip(names.datasets, names.ids, strict=True):
         if pair in seen:
             raise InputError(
                 "an evaluation picture is there twice",
@@ -161,277 +167,174 @@ def _check_unique(small: Vectors) -> None:
         seen.add(pair)
 
 
-def read_vectors(files: Iterable[str]) -> Vectors:
-    """All embeddings of some files."""
-    datasets: list[str] = []
-    ids: list[str] = []
-    values: list[np.ndarray] = []
-    for file in files:
-        for batch in tables.read_batches([file], columns=["id", "dataset", "embedding"]):
-            datasets += batch.column("dataset").to_pylist()
-            ids += batch.column("id").to_pylist()
-            values.append(vectors(batch, where=file))
-    held = [v for v in values if len(v)]
-    for value in held:
-        if value.shape[1] != held[0].shape[1]:
-            raise _mixed(held[0].shape[1], value.shape[1], "the evaluation sets")
-    joined = np.concatenate(held) if held else np.zeros((0, 0), np.float32)
-    return Vectors(datasets=tuple(datasets), ids=tuple(ids), values=joined)
-
-
-def vectors(batch: pa.RecordBatch, *, where: str) -> np.ndarray:
-    """The ``embedding`` column as float32 [N, d].
-
-    Raises:
-        InputError: Rows of different length, values that are not numbers, or rows that are not of length 1.
-    """
-    column = batch.column("embedding")
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    if not len(column):
-        return np.zeros((0, 0), np.float32)
-    if column.null_count or len(flat) % len(column):
-        raise InputError("embeddings of different dimensions in one file", where=where)
-    if not pa.types.is_fixed_size_list(column.type):
-        lengths = set(pc.list_value_length(column).to_pylist())
-        if len(lengths) != 1:
-            raise _mixed(min(lengths), max(lengths), where)
-    found = flat.astype(np.float32, copy=False).reshape(len(column), -1)
-    if not np.isfinite(found).all():
-        row = int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
-        raise InputError(
-            "an embedding holds NaN or infinity",
-            where=f"{where}, id {batch.column('id')[row].as_py()!r}",
-            hint=f"make the folder again with `{EMBEDDINGS.made_by}`",
-        )
-    off = np.abs(np.linalg.norm(found, axis=1) - 1)
-    if off.max() > 1e-3:
-        row = int(off.argmax())
-        raise InputError(
-            "an embedding is not L2-normalised",
-            where=f"{where}, id {batch.column('id')[row].as_py()!r}",
-            expected="length 1",
-            found=f"{np.linalg.norm(found[row]):.4f}",
-        )
-    return found
-
-
-def _mixed(first: object, second: object, where: str) -> InputError:
-    return InputError(
-        "embeddings of different dimensions",
-        where=where,
-        expected=first,
-        found=second,
-        hint=f"make both sides with the same `{EMBEDDINGS.made_by} --detector`",
-    )
-
-
-def plan_blocks(files: Sequence[str], block_rows: int) -> list[tuple[str, int, int]]:
-    """(file, first row, rows) of each block of the training side."""
-    return [
-        (file, start, min(block_rows, rows - start))
-        for file in files
-        for rows in [tables.count_rows([file])]
-        for start in range(0, rows, block_rows)
+def sample_rows(names: Names) -> np.ndarray:
+    """Rows of the evaluation pictures that measure an index, chosen by a hash of their names: int64 [<= SAMPLE]."""
+    keys = [
+        hashlib.sha256(f"{dataset}\0{name}".encode(errors="replace")).digest()[:8]
+        for dataset, name in zip(names.datasets, names.ids, strict=True)
     ]
+    return np.sort(np.argsort(np.array(keys, dtype="S8"), kind="stable")[:SAMPLE])
 
 
-def nearest(queries: np.ndarray, base: np.ndarray, ids: Sequence[str], k: int) -> Nearest:
-    """Each query's k nearest rows of a block by inner product, ties by id.
+class MergeBest(beam.CombineFn):
+    """Merges partial neighbours of the same evaluation pictures; associative and commutative."""
 
-    Args:
-        queries: float32 [N, d].
-        base: float32 [M, d].
-        ids: Ids of the M rows.
-        k: Neighbours wanted; fewer come back if the block is smaller.
-    """
-    import faiss
+    def __init__(self) -> None:
+        """Nothing to set."""
 
-    # In order of ids, a smaller place is a smaller id.
-    order = np.argsort(np.array(ids, dtype=object), kind="stable")
-    base, queries = np.ascontiguousarray(base[order]), np.ascontiguousarray(queries)
-    index = faiss.IndexFlatIP(base.shape[1])
-    index.add(base)
-    similarity, places = index.search(queries, min(k + 1, len(ids)))
-    similarity = np.round(similarity, DECIMALS)
-    if len(ids) > k:
-        # FAISS keeps any of several equal rows: where the cut falls among equals, all are compared again.
-        torn = np.flatnonzero(similarity[:, k - 1] == similarity[:, k])
-        if len(torn):
-            places[torn], similarity[torn] = _nearest_of_equals(queries[torn], base, k + 1)
-    found = np.array(ids, dtype=object)[order][places]
-    return _best([Nearest(similarity=similarity, ids=found)], k)
-
-
-def _nearest_of_equals(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best rows by rounded similarity, ties by place, where many rows may be the same vector.
-
-    Each distinct vector is compared once; of its rows only the first k can be among a query's best.
-
-    Returns:
-        Places int64 [N, k] and similarities float32 [N, k].
-    """
-    group = equal_rows(base)
-    by_group = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[by_group], prepend=-1))
-    within = np.arange(len(base)) - np.repeat(starts, np.diff(np.append(starts, len(base))))
-    kept = within < k
-    members = np.full((len(starts), k), len(base), np.int64)
-    members[group[by_group][kept], within[kept]] = by_group[kept]
-    distinct = np.ascontiguousarray(base[members[:, 0]])
-    places, values = [], []
-    for start in range(0, len(queries), 256):
-        every = np.round(queries[start : start + 256] @ distinct.T, DECIMALS)
-        chosen = np.argsort(-every, axis=1, kind="stable")[:, :k]
-        found = members[chosen].reshape(len(every), -1)
-        value = np.repeat(np.take_along_axis(every, chosen, axis=1), k, axis=1)
-        value[found == len(base)] = -np.inf
-        best = np.lexsort((found, -value), axis=1)[:, :k]
-        places.append(np.take_along_axis(found, best, axis=1))
-        values.append(np.take_along_axis(value, best, axis=1))
-    return np.concatenate(places), np.concatenate(values)
-
-
-def equal_rows(values: np.ndarray) -> np.ndarray:
-    """Numbers of groups of equal rows, by first appearance: float32 [N, d] -> int64 [N]."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    odds = np.random.default_rng(0).integers(1, 2**62, size=(values.shape[1],), dtype=np.uint64)
-    weights = 2 * odds + 1
-    keys = np.zeros(len(values), np.uint64)
-    for column in range(values.shape[1]):
-        keys += bits[:, column] * weights[column]  # wraps around, as a hash may
-    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
-    # Two rows of one key that differ are no group: each of them stands alone.
-    odd = np.flatnonzero((bits != bits[first[group]]).any(axis=1))
-    group[odd] = len(first) + np.arange(len(odd))
-    _, first, group = np.unique(group, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-    return rank[group]
-
-
-def _best(parts: Sequence[Nearest], k: int) -> Nearest:
-    similarity = np.concatenate([p.similarity for p in parts], axis=1)
-    ids = np.concatenate([p.ids for p in parts], axis=1)
-    names, ranks = np.unique(ids, return_inverse=True)
-    order = np.lexsort((ranks.reshape(ids.shape), -similarity), axis=1)[:, :k]
-    rows = np.arange(len(similarity))[:, None]
-    return Nearest(similarity=similarity[rows, order], ids=names[ranks.reshape(ids.shape)[rows, order]])
-
-
-class MergeNearest(beam.CombineFn):
-    """Merges partial neighbours of the same evaluation pictures; associative and commutative.
-
-    Args:
-        k: Neighbours kept.
-    """
-
-    def __init__(self, k: int) -> None:
-        self.k = k
-
-    def create_accumulator(self, *_: Any, **__: Any) -> list[Nearest]:
+    def create_accumulator(self, *_: Any, **__: Any) -> list[Best]:
         """Nothing seen yet."""
         return []
 
-    def add_input(
-        self, mutable_accumulator: list[Nearest], element: Nearest, *_: Any, **__: Any
-    ) -> list[Nearest]:
-        """Takes one block's neighbours in."""
-        return [_best([*mutable_accumulator, element], self.k)]
+    def add_input(self, mutable_accumulator: list[Best], element: Best, *_: Any, **__: Any) -> list[Best]:
+        """Takes one worker's neighbours in."""
+        return [nearest.merged(mutable_accumulator[0], element)] if mutable_accumulator else [element]
 
-    def merge_accumulators(self, accumulators: Iterable[list[Nearest]], *_: Any, **__: Any) -> list[Nearest]:
+    def merge_accumulators(self, accumulators: Iterable[list[Best]], *_: Any, **__: Any) -> list[Best]:
         """Merges what several workers saw."""
-        parts = [part for accumulator in accumulators for part in accumulator]
-        return [_best(parts, self.k)] if parts else []
+        merged: list[Best] = []
+        for accumulator in accumulators:
+            for part in accumulator:
+                merged = self.add_input(merged, part)
+        return merged
 
-    def extract_output(self, accumulator: list[Nearest], *_: Any, **__: Any) -> Nearest:
+    def extract_output(self, accumulator: list[Best], *_: Any, **__: Any) -> Best:
         """The neighbours over all blocks."""
         return accumulator[0]
 
 
 class CompareBlocks(beam.DoFn):
-    """Compares blocks of the training set with all evaluation pictures, which each worker loads once.
+    """Compares spans of the training set with all evaluation pictures, which each worker loads once.
 
     Args:
         eval_files: Files of the evaluation embeddings.
-        k: Neighbours wanted.
-        threads: Threads of the arithmetic.
+        config: The command's configuration.
+        made_lists: File of :class:`dedup.lists.Lists`; ``None`` compares all with all.
     """
 
-    def __init__(self, eval_files: Sequence[str], k: int, threads: int) -> None:
-        self.eval_files, self.k, self.threads = list(eval_files), k, threads
+    def __init__(
+        self, eval_files: Sequence[str], config: SearchConfig, made_lists: str | None = None
+    ) -> None:
+        self.eval_files, self.config, self.made_lists = list(eval_files), config, made_lists
 
     def setup(self) -> None:
         """Loads the evaluation side."""
-        import faiss
+        import torch
 
-        faiss.omp_set_num_threads(self.threads)
-        self.small = read_vectors(self.eval_files)
+        torch.set_num_threads(self.config.threads)
+        self.queries = read_values(self.eval_files)
+        self.lists: lists.Lists | None = None
+        self.sample = np.zeros(0, np.int64)
+        if self.made_lists is not None:
+            self.lists = lists.Lists.from_bytes(paths.read_bytes(self.made_lists))
+            self.sample = sample_rows(read_names(self.eval_files))
+            self.asked = self.queries[self.sample]
+            self.queries = self.queries[self.lists.order]
 
-    def process(self, block: tuple[str, int, int]) -> Iterator[tuple[int, Nearest]]:
-        """Yields (slice of the evaluation side, neighbours in this block)."""
-        file, start, rows = block
-        ids, values = read_block(file, start, rows)
-        queries = self.small.values
-        if len(queries) and queries.shape[1] != values.shape[1]:
-            raise _mixed(queries.shape[1], values.shape[1], file)
-        for number, first in enumerate(range(0, len(queries), EVAL_ROWS_PER_SLICE)):
-            part = queries[first : first + EVAL_ROWS_PER_SLICE]
-            yield number, nearest(part, values, ids, self.k)
-        tick(rows)
+    def start_bundle(self) -> None:
+        """Begins with empty lists."""
+        self.best: Best | None = None
 
+    def process(self, span: tuple[str, int, int]) -> None:
+        """Takes a span (file, first row, rows) into the bundle's neighbours."""
+        if self.best is None:
+            self.best = Best.nothing(len(self.queries), self.config.k)
+            self.exact = Best.nothing(len(self.sample), self.config.k)
+        for ids, values in read_block(*span, self.config.block_rows):
+            if len(self.queries):
+                check_dimension(self.queries.shape[1], values.shape[1], span[0])
+                self._compare(nearest.block(values, ids, self.config.k))
+            tick(len(ids))
 
-def read_block(file: str, start: int, rows: int) -> tuple[list[str], np.ndarray]:
-    """Ids and embeddings of some rows of a file; memory is bounded by a batch more than the block."""
-    ids: list[str] = []
-    values: list[np.ndarray] = []
-    place = 0
-    for batch in tables.read_batches([file], columns=["id", "embedding"]):
-        first, last = max(start - place, 0), min(start + rows - place, batch.num_rows)
-        if first < last:
-            wanted = batch.slice(first, last - first)
-            ids += wanted.column("id").to_pylist()
-            values.append(vectors(wanted, where=file))
-        place += batch.num_rows
-        if place >= start + rows:
-            break
-    if len({v.shape[1] for v in values}) > 1:
-        raise _mixed(values[0].shape[1], values[-1].shape[1], file)
-    return ids, np.concatenate(values)
+    def _compare(self, block: nearest.Block) -> None:
+        assert self.best is not None
+        if self.lists is not None:
+            lists.compare(self.best, self.queries, block, self.lists, self.config.probes or PROBES)
+            nearest.compare(self.exact, self.asked, block)
+            return
+        for first in range(0, len(self.queries), EVAL_ROWS_PER_SLICE):
+            last = first + EVAL_ROWS_PER_SLICE
+            nearest.compare(self.best.slice(first, last), self.queries[first:last], block)
 
-
-def read_facts(files: Iterable[str]) -> pa.Table:
-    """What is known of each row of some embeddings beside its vector, in their order; nulls where it is not."""
-    held = []
-    for file in files:
-        columns = tables.read_schema(file).names
-        found = tables.read_files([file], columns=[n for n in FACTS.names if n in columns])
-        rows = tables.count_rows([file])
-        held.append(
-            pa.table(
-                [
-                    found.column(f.name).cast(f.type) if f.name in columns else pa.nulls(rows, f.type)
-                    for f in FACTS
-                ],
-                schema=FACTS,
-            )
-        )
-    return pa.concat_tables(held)
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        """Yields (slice of the evaluation side, neighbours in this bundle)."""
+        if self.best is None or not len(self.queries):
+            return
+        best = self.best
+        if self.lists is not None:
+            place = np.argsort(self.lists.order)  # back to the order of the files
+            best = Best(key=best.key[place], ids=best.ids[place])
+            yield _in_window((_SAMPLE_SLICE, self.exact))
+        for number, first in enumerate(range(0, len(best.key), EVAL_ROWS_PER_SLICE)):
+            yield _in_window((number, best.slice(first, first + EVAL_ROWS_PER_SLICE)))
 
 
-def _slice_table(item: tuple[int, Nearest], eval_files: Sequence[str]) -> pa.Table:
-    number, found = item
-    small = read_vectors(eval_files)
-    first = number * EVAL_ROWS_PER_SLICE
-    rows, k = found.similarity.shape
-    chosen = slice(first, first + rows)
-    facts = read_facts(eval_files).take(np.repeat(np.arange(first, first + rows), k))
-    return pa.table(
+def _in_window(value: tuple[int, Best]) -> WindowedValue:
+    window = GlobalWindow()
+    return WindowedValue(value, window.max_timestamp(), (window,))
+
+
+def _slice_table(item: tuple[int, Best], eval_files: Sequence[str]) -> list[pa.Table]:
+    number, best = item
+    if number == _SAMPLE_SLICE:
+        return []
+    names, first = read_names(eval_files), number * EVAL_ROWS_PER_SLICE
+    row, rank = np.nonzero(best.key != nearest.EMPTY)
+    facts = read_facts(eval_files).take(first + row)
+    table = pa.table(
         {
-            "eval_dataset": np.repeat(np.array(small.datasets[chosen], dtype=object), k),
-            "eval_id": np.repeat(np.array(small.ids[chosen], dtype=object), k),
-            "rank": np.tile(np.arange(k, dtype=np.int16), rows),
-            "pair_id": found.ids.reshape(-1),
-            "similarity": found.similarity.reshape(-1),
+            "eval_dataset": np.array(names.datasets, dtype=object)[first + row],
+            "eval_id": np.array(names.ids, dtype=object)[first + row],
+            "rank": rank.astype(np.int16),
+            "pair_id": pa.array(best.ids[row, rank], pa.string()),
+            "similarity": best.similarity[row, rank],
             **{f"eval_{name}": facts.column(name) for name in FACTS.names},
         }
     )
+    return [table] if table.num_rows else []
+
+
+def _write_sample(item: tuple[int, Best], out: str, eval_files: Sequence[str]) -> None:
+    """Writes {data set: {id: [[training id, key]…]}} of the pictures that were searched exactly."""
+    number, best = item
+    if number != _SAMPLE_SLICE:
+        return
+    names = read_names(eval_files)
+    found: dict[str, dict[str, list[Any]]] = {}
+    for row, ids, keys in zip(sample_rows(names), best.ids.tolist(), best.key.tolist(), strict=True):
+        pairs = [p for p in zip(ids, keys, strict=True) if p[1] != nearest.EMPTY]
+        found.setdefault(names.datasets[row], {})[names.ids[row]] = pairs
+    paths.write_bytes(paths.join(out, _EXACT), json.dumps(found).encode())
+
+
+def _measured_recall(out: str, k: int, threshold: float | None) -> dict[str, Any]:
+    file = paths.join(out, _EXACT)
+    if not paths.exists(file):  # an empty training set
+        return {"queries": 0, "at_1": 1.0, "at_k": 1.0, "above_threshold": 1.0, "pairs_above_threshold": 0}
+    exact = json.loads(paths.read_bytes(file))
+    paths.remove(file)
+    found: dict[tuple[str, str], set[str]] = {}
+    parts = [f for f in paths.list_files(out, suffixes=(".parquet",)) if "/part-" in f]
+    for batch in tables.read_batches(parts, columns=["eval_dataset", "eval_id", "pair_id"]):
+        for dataset, name, pair in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+            if name in exact.get(dataset, {}):
+                found.setdefault((dataset, name), set()).add(pair)
+    wanted = [
+        (pair in found.get((dataset, name), ()), rank, key / nearest.SCALE)
+        for dataset, queries in exact.items()
+        for name, pairs in queries.items()
+        for rank, (pair, key) in enumerate(pairs[:k])
+    ]
+    near = [] if threshold is None else [hit for hit, _, likeness in wanted if likeness >= threshold]
+    first = [hit for hit, rank, _ in wanted if rank == 0]
+    return {
+        "queries": len(first),
+        "at_1": _share(first),
+        "at_k": _share([hit for hit, _, _ in wanted]),
+        "above_threshold": _share(near),
+        "pairs_above_threshold": len(near),
+    }
+
+
+def _share(hits: Sequence[bool]) -> float:
+    return sum(hits) / len(hits) if hits else 1.0

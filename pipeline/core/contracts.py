@@ -125,6 +125,9 @@ def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
     lists = (pa.types.is_list, pa.types.is_fixed_size_list)
     # embeddings/1 leaves the dimension open; Parquet readers may also return list items under another name.
     if any(f(found) for f in lists) and any(f(wanted) for f in lists):
+        # Vectors may be stored at half precision; who reads them widens (`dedup.vectors`).
+        if pa.types.is_float16(found.value_type) and pa.types.is_float32(wanted.value_type):
+            return True
         return bool(_same_type(found.value_type, wanted.value_type))
     return False
 
@@ -238,9 +241,8 @@ EMBEDDINGS = Contract(
             _required("id", pa.string()),
             _required("dataset", pa.string()),
             pa.field("label", pa.string()),
-            _required(
-                "embedding", pa.list_(pa.field("element", pa.float32()))
-            ),  # fixed_size_list[d] in files
+            # fixed_size_list[d] in files, of float32 or, with --half, of float16
+            _required("embedding", pa.list_(pa.field("element", pa.float32()))),
         ]
     ),
     made_by="wit dedup embed",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dedup.config import GroupsConfig
 from dedup.embed import embeddings_contract, vectors_to_arrow
 from dedup.groups import LinkBlocks, Links, MergeLinks, joined, link, run
-from dedup.search import plan_blocks
+from dedup.vectors import plan_blocks
 from pipeline.cli import main
 from pipeline.core import manifest, tables
 from pipeline.core.contracts import EMBEDDINGS, GROUPS

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from dedup.config import SearchConfig
 from dedup.embed import embeddings_contract, vectors_to_arrow
-from dedup.search import DECIMALS, CompareBlocks, MergeNearest, equal_rows, nearest, plan_blocks, run
+from dedup.nearest import DECIMALS, Best, block, compare, equal_rows, merged, nearest
+from dedup.search import CompareBlocks, run
+from dedup.vectors import plan_blocks, read_block
 from pipeline.cli import main
 from pipeline.core import manifest, paths, tables
 from pipeline.core.contracts import EMBEDDINGS, NEIGHBOURS
@@ -39,8 +41,12 @@ def _folder(path: Path, values: np.ndarray, *, dataset: str = "d", **extra: obje
 
 
 def _brute(queries: np.ndarray, base: np.ndarray, ids: list[str], k: int) -> list[list[str]]:
-    likeness = np.round(queries @ base.T, DECIMALS)
+    likeness = np.round(queries.astype(np.float64) @ base.astype(np.float64).T, DECIMALS)
     return [sorted(ids, key=lambda i: (-row[ids.index(i)], i))[:k] for row in likeness]
+
+
+def _listed(found: Best) -> list[list[str]]:
+    return [[i for i in row if i is not None] for row in found.ids.tolist()]
 
 
 @settings(max_examples=50, deadline=None)
@@ -53,13 +59,13 @@ def test_cutting_the_training_set_leaves_no_trace(rows: int, k: int, cuts: list[
     base = np.random.default_rng(seed).integers(-1, 2, (rows, 3)).astype(np.float32)
     queries = np.random.default_rng(seed + 1).integers(-1, 2, (5, 3)).astype(np.float32)
     ids = [f"id{i * 7 % 101:03d}" for i in range(rows)]
-    merge = MergeNearest(k)
-    state = merge.create_accumulator()
     edges = sorted({0, rows, *(c for c in cuts if c < rows)})
-    for start, end in itertools.pairwise(edges):
-        state = merge.add_input(state, nearest(queries, base[start:end], ids[start:end], k))
-    found = merge.extract_output(state)
-    assert found.ids.tolist() == _brute(queries, base, ids, k)
+    parts = list(itertools.pairwise(edges))
+    streamed, other = Best.nothing(5, k), Best.nothing(5, k)
+    for number, (start, end) in enumerate(parts):
+        compare((streamed, other)[number % 2], queries, block(base[start:end], ids[start:end], k))
+    for found in (merged(streamed, other), merged(other, streamed)):
+        assert _listed(found) == _brute(queries, base, ids, k)
 
 
 def test_a_thousand_identical_pictures_are_ordered_by_id() -> None:
@@ -217,7 +223,7 @@ def test_many_equal_vectors_are_ranked_by_id(rows: int, different: int, k: int, 
     base = _unit(different, 6, seed)[draw.integers(0, different, rows)]
     ids = [f"i{i:03d}" for i in draw.permutation(rows)]
     queries = np.concatenate([base[:3], _unit(2, 6, seed + 1)])
-    assert nearest(queries, base, ids, k).ids.tolist() == _brute(queries, base, ids, k)
+    assert _listed(nearest(queries, base, ids, k)) == _brute(queries, base, ids, k)
     groups = equal_rows(base)
     assert [(groups == g).sum() for g in groups] == [int((base == row).all(axis=1).sum()) for row in base]
     assert groups.max() + 1 == len(np.unique(base, axis=0))
@@ -228,18 +234,139 @@ def test_a_great_many_identical_pictures_take_bounded_memory_and_time(tmp_path: 
     one = _unit(1, 16, 0)
     train = _folder(tmp_path / "train", np.repeat(one, rows, axis=0), dataset="t")
     queries = _folder(tmp_path / "eval", np.concatenate([_unit(500, 16, 1), one]), dataset="e")
-    compare = CompareBlocks([f"{queries}/part-00000.parquet"], k, 1)
-    compare.setup()
-    merge = MergeNearest(k)
-    state = merge.create_accumulator()
+    compare_blocks = CompareBlocks([f"{queries}/part-00000.parquet"], SearchConfig(k=k))
+    compare_blocks.setup()
+    compare_blocks.start_bundle()
     file = tables.part_files(train, EMBEDDINGS)[0]
     tracemalloc.start()
-    for block in plan_blocks([file], 16_384)[:6]:
-        for _, found in compare.process(block):
-            state = merge.add_input(state, found)
+    for span in plan_blocks([file], 16_384)[:6]:
+        compare_blocks.process(span)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 60e6
-    made = merge.extract_output(state)
+    (made,) = (windowed.value[1] for windowed in compare_blocks.finish_bundle())
     assert made.ids.tolist() == [[f"t{i:04d}" for i in range(k)]] * 501
     assert made.similarity[-1] == pytest.approx(np.ones(k), abs=1e-5)
+
+
+def test_no_shape_of_a_block_changes_a_similarity() -> None:
+    # Many rows within a rounding of one another: what the last bits of a product would decide.
+    draw = np.random.default_rng(0)
+    base = _unit(1, 200, 0) + draw.normal(scale=2e-5, size=(1500, 200)).astype(np.float32)
+    base /= np.linalg.norm(base, axis=1, keepdims=True)
+    queries = np.concatenate([base[:20], _unit(5, 200, 1)])
+    ids = [f"{i * 379 % 1500:04d}" for i in range(1500)]
+    whole = nearest(queries, base, ids, 7)
+    exact = queries.astype(np.float64) @ base.astype(np.float64).T
+    assert whole.similarity[:, 0] == pytest.approx(exact.max(axis=1), abs=0.6e-5)
+    assert _listed(whole) == _brute(queries, base, ids, 7)
+    for cut in (1, 13, 700):
+        best = Best.nothing(len(queries), 7)
+        for part in (slice(cut, None), slice(0, cut)):
+            compare(best, queries, block(base[part], ids[part], 7))
+        assert (best.key == whole.key).all()
+        assert _listed(best) == _listed(whole)
+
+
+def test_rows_are_read_by_row_group(tmp_path: Path) -> None:
+    values = _unit(50, 8, 0)
+    ids = [f"{i:02d}" for i in range(50)]
+    table = _table(values, ids, "d")
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=7)
+    for start, rows in ((0, 50), (3, 20), (14, 7), (49, 1)):
+        read = list(read_block(str(tmp_path / "t.parquet"), start, rows, 5))
+        assert [i for some, _ in read for i in some] == ids[start : start + rows]
+        assert (np.concatenate([v for _, v in read]) == values[start : start + rows]).all()
+        assert max(len(some) for some, _ in read) <= 5
+
+
+def _clustered(rows: int, seed: int) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    values = _unit(30, 24, 99)[draw.integers(0, 30, rows)] + 0.15 * _unit(rows, 24, seed)
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_an_index_gives_exact_similarities_and_says_what_it_misses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = _folder(tmp_path / "train", _clustered(900, 1), dataset="t", threshold=0.95)
+    evals = _folder(tmp_path / "eval", _clustered(300, 2), dataset="e", threshold=0.95)
+    words = ["dedup", "search", "--train", train, "--eval", evals, "--k", "5"]
+    assert main([*words, "--out", str(tmp_path / "exact"), "--quiet"]) == 0
+    assert main([*words, "--out", str(tmp_path / "ivf"), "--index", "ivf", "--probes", "2"]) == 0
+    line = capsys.readouterr().err
+    exact, found = (tables.read_folder(str(tmp_path / n), NEIGHBOURS).to_pylist() for n in ("exact", "ivf"))
+    likeness = (_clustered(300, 2).astype(np.float64) @ _clustered(900, 1).astype(np.float64).T).round(5)
+    for row in found:
+        true = likeness[int(row["eval_id"][1:]), int(row["pair_id"][1:])]
+        assert row["similarity"] == pytest.approx(true, abs=1.1e-5)
+    done = manifest.read(str(tmp_path / "ivf"))
+    assert (done.extra["index"], done.extra["probes"], done.extra["lists"]) == ("ivf", 2, 35)
+    recall = done.extra["recall"]
+    wanted = {(r["eval_id"], r["pair_id"]) for r in exact}
+    share = len(wanted & {(r["eval_id"], r["pair_id"]) for r in found}) / len(wanted)
+    assert 0.5 < share < 1
+    assert recall["queries"] == 256
+    assert recall["at_k"] == pytest.approx(share, abs=0.03)
+    assert recall["pairs_above_threshold"] > 0
+    assert f"{recall['at_1']:.1%} have the same nearest neighbour" in line
+    assert sorted(p.name for p in (tmp_path / "ivf").iterdir()) == ["manifest.json", "part-00000.parquet"]
+    # As many probes as lists: everything is compared with everything.
+    assert main([*words, "--out", str(tmp_path / "all"), "--index", "ivf", "--probes", "99", "--quiet"]) == 0
+    assert tables.read_folder(str(tmp_path / "all"), NEIGHBOURS).to_pylist() == exact
+    assert manifest.read(str(tmp_path / "all")).extra["recall"]["at_k"] == 1
+
+
+@pytest.mark.parametrize("empty", ["train", "eval"])
+def test_an_index_over_nothing(tmp_path: Path, empty: str) -> None:
+    sides = {
+        n: _folder(tmp_path / n, _unit(0 if n == empty else 3, 8, 1), dataset=n) for n in ("train", "eval")
+    }
+    config = SearchConfig(train=sides["train"], eval=(sides["eval"],), index="ivf")
+    done = run(config, str(tmp_path / "out"), QUIET)
+    assert done is not None
+    assert done.rows == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--probes", "4"], "probes belongs to --index ivf"),
+        (["--index", "ivf", "--probes", "0"], "probes must be at least 1"),
+        (["--index", "hnsw"], "invalid choice"),
+        (["--k", "0"], "k must be at least 1"),
+    ],
+)
+def test_bad_values_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    train = _folder(tmp_path / "train", _unit(3, 8, 1), dataset="t")
+    assert main(["dedup", "search", "--train", train, "--eval", train, "--out", str(tmp_path / "o"), *words])
+    line = capsys.readouterr().err.strip()
+    assert message in line
+    assert "\n" not in line
+
+
+def test_half_precision_is_widened(tmp_path: Path) -> None:
+    base, queries = _unit(200, 64, 1), _unit(20, 64, 2)
+    queries[:10] = base[:10]
+    folders = {}
+    for name, half in (("whole", False), ("half", True)):
+        contract = embeddings_contract(64, half=half)
+        for side, values in (("train", base), ("eval", queries)):
+            ids = [f"{side}{i:04d}" for i in range(len(values))]
+            table = pa.table(
+                {"id": ids, "dataset": [side] * len(ids), "embedding": vectors_to_arrow(values, half=half)}
+            )
+            folders[side, name] = finished_folder(str(tmp_path / f"{side}-{name}"), contract, table)
+    likeness = {}
+    for name in ("whole", "half"):
+        out = str(tmp_path / name)
+        run(SearchConfig(train=folders["train", name], eval=(folders["eval", name],), k=200), out, QUIET)
+        rows = tables.read_folder(out, NEIGHBOURS).to_pylist()
+        likeness[name] = {(r["eval_id"], r["pair_id"]): r["similarity"] for r in rows}
+    off = [abs(likeness["whole"][pair] - likeness["half"][pair]) for pair in likeness["whole"]]
+    assert 0 < max(off) < 5e-4
+    assert all(likeness["half"][f"eval{i:04d}", f"train{i:04d}"] == 1 for i in range(10))
+    small, large = (tmp_path / f"train-{n}" / "part-00000.parquet" for n in ("half", "whole"))
+    assert small.stat().st_size < 0.65 * large.stat().st_size

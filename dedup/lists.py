@@ -1,0 +1,84 @@
+"""Inverted lists over the evaluation side: a training picture is compared with the nearest lists only.
+
+As in FAISS's IVFFlat, k-means cuts the indexed side into lists, and a picture that streams past visits the ``probes``
+lists whose centroids lie nearest. What it is compared with, it is compared with exactly, by :mod:`dedup.nearest`.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from dedup.nearest import Best, Block, Finds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lists:
+    """The evaluation side cut into lists.
+
+    Attributes:
+        centroids: float32 [L, d].
+        order: int64 [N], rows of the evaluation side, list by list.
+        starts: int64 [L + 1], where each list begins in ``order``.
+    """
+
+    centroids: np.ndarray
+    order: np.ndarray
+    starts: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        """As an ``npz`` file."""
+        buffer = io.BytesIO()
+        np.savez(buffer, centroids=self.centroids, order=self.order, starts=self.starts)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Lists:
+        """Reads what :meth:`to_bytes` wrote."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as held:
+            return cls(centroids=held["centroids"], order=held["order"], starts=held["starts"])
+
+
+def make(values: np.ndarray) -> Lists:
+    """Cuts embeddings into 2 √N lists by k-means: float32 [N, d]; equal input gives equal lists."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)  # sums of several threads have no fixed order
+    count = max(1, min(len(values), round(2 * len(values) ** 0.5)))
+    means = faiss.Kmeans(
+        values.shape[1], count, niter=10, seed=1, spherical=True, min_points_per_centroid=1, verbose=False
+    )
+    means.train(values)
+    _, nearest = means.index.search(values, 1)
+    of = nearest[:, 0]
+    order = np.argsort(of, kind="stable")
+    starts = np.searchsorted(of[order], np.arange(count + 1))
+    return Lists(centroids=np.array(means.centroids).reshape(count, -1), order=order, starts=starts)
+
+
+def compare(best: Best, queries: np.ndarray, block: Block, lists: Lists, probes: int) -> None:
+    """Takes a block into the neighbours of those queries whose lists its rows visit.
+
+    Args:
+        best: Neighbours so far, in the order of ``queries``.
+        queries: float32 [N, d], in the order of ``lists.order``.
+        block: The rows that stream past.
+        lists: The lists.
+        probes: Lists that each row visits.
+    """
+    import torch
+
+    likeness = torch.from_numpy(block.values) @ torch.from_numpy(lists.centroids).T
+    visited = torch.topk(likeness, min(probes, len(lists.centroids)), dim=1, sorted=False).indices.numpy()
+    of = visited.reshape(-1)
+    row = np.repeat(np.arange(len(visited)), visited.shape[1])
+    by_list = np.argsort(of, kind="stable")  # rows stay in the order of their ids
+    ends = np.searchsorted(of[by_list], np.arange(len(lists.centroids) + 1))
+    finds = Finds(best)
+    for number in np.flatnonzero((np.diff(ends) > 0) & (np.diff(lists.starts) > 0)):
+        rows = row[by_list[ends[number] : ends[number + 1]]]
+        first, last = lists.starts[number], lists.starts[number + 1]
+        finds.compare(queries[first:last], block.values[rows], rows, int(first))
+    finds.into(best, block.ids)
