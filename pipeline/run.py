@@ -288,8 +288,13 @@ def figures(out: str) -> str:
     finished = open_run(out)
     with contextlib.suppress(AbsentError):
         for score in results.scores(finished):
-            top1, chance = score.metrics["top1"], score.chance["top1"]
-            figure = f"top-1 {top1:.1%} of {score.n:,} pictures (chance {chance:.2%})"
+            if not score.metrics:
+                continue
+            metric = "top1" if "top1" in score.metrics else next(iter(score.metrics))
+            name = "top-1" if metric == "top1" else metric.replace("_", " ")
+            figure = f"{name} {score.metrics[metric]:.1%} of {score.n:,} pictures"
+            if metric in score.chance:
+                figure += f" (chance {score.chance[metric]:.2%})"
             rows.append((f"{score.task} {score.dataset}", figure))
     with contextlib.suppress(AbsentError):
         for found in results.overlaps(finished):

@@ -14,11 +14,11 @@ from pipeline.core.charts import Axis, Interval, Marker, Series
 from pipeline.core.errors import InputError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import duration
-from pipeline.report import results, samples
+from pipeline.report import guesses, results, samples
 from pipeline.report.figures import AbsentError, Run
 from pipeline.report.markup import panels, picture, plural, shown, table
 from pipeline.report.results import Score
-from pipeline.report.samples import Leak, Prediction
+from pipeline.report.samples import Leak
 
 METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
 
@@ -95,6 +95,7 @@ def _model_curves(found: Mapping[str, Sequence[tuple[float, float]]]) -> list[st
     axes = {
         "loss": ("CLIP: contrastive loss", Axis(label="loss (nats)", low=0)),
         "scale": ("CLIP: logit scale", Axis(label="scale")),
+        "lr": ("CLIP: learning rate", Axis(label="learning rate", low=0)),
     }
     return [_curve(found[name], *axes[name]) for name in axes if name in found]
 
@@ -138,7 +139,7 @@ def zero_shot(run: Run) -> str:
     listed = table(["data set", "metric", "score", "interval", "chance"], numbers, numeric=(2, 3, 4))
     charted = f'<div class="panel">{chart}</div>' if rows else ""
     shows = f'{told}<div class="two">{charted}<div class="panel">{listed}</div></div>'
-    return shows + "".join(_predictions(run, name) for name in run.below("scores"))
+    return shows + "".join(guesses.section(run, name) for name in run.below("scores"))
 
 
 def _interval(score: Score, metric: str) -> Interval:
@@ -169,30 +170,6 @@ def _reading(score: Score) -> str:
     if chance:
         told += f", {top1 / chance:,.0f} times what guessing gives ({charts.percent(chance)})"
     return told + "."
-
-
-def _predictions(run: Run, dataset: str) -> str:
-    try:
-        found = samples.sample_predictions(run, dataset)
-    except AbsentError:
-        return ""
-    drawn = ""
-    for kind, total, listed in (("right", found.rights, found.right), ("wrong", found.wrongs, found.wrong)):
-        if listed:
-            which = f"{len(listed)} of {plural(total, f'{kind} answer')}, drawn by lot"
-            cards = "".join(map(_prediction, listed))
-            drawn += f'<h3>{shown(dataset, 60)}: {which}</h3><div class="mosaic small">{cards}</div>'
-    return drawn
-
-
-def _prediction(one: Prediction) -> str:
-    sign, kind = ("✓", "right") if one.correct else ("✗", "wrong")
-    place = f"; right at guess {one.rank:,}" if one.rank else ""
-    guess = "" if one.correct else f'<p class="guess">taken for {shown(one.predicted, 60)}{place}</p>'
-    return (
-        f'<figure class="{kind}">{picture(one.picture, one.truth)}<figcaption><b class="sign">{sign} {kind}</b> '
-        f"{shown(one.truth, 60)}{guess}</figcaption></figure>"
-    )
 
 
 def overlap(run: Run) -> str:

@@ -56,7 +56,10 @@ class Leak:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """An evaluation picture, its truth, what the model took it for, and which of its guesses was right."""
+    """An evaluation picture, its truth, what the model took it for, and which of its guesses was right.
+
+    ``guesses`` holds the best classes' names with their probabilities, where the run kept them.
+    """
 
     eval_id: str
     correct: bool
@@ -64,6 +67,7 @@ class Prediction:
     predicted: str
     rank: int | None
     picture: str | None
+    guesses: tuple[tuple[str, float], ...] = ()
 
 
 def draw(name: str, salt: str) -> str:
@@ -292,7 +296,7 @@ def sample_predictions(run: Run, dataset: str, *, count: int = 32) -> Prediction
     columns, stored = ["eval_id", "correct", "label", "predicted"], tables.read_schema(files[0]).names
     if not set(columns) <= set(stored):
         raise AbsentError("the predictions carry no labels")
-    columns += ["rank"] if "rank" in stored else []
+    columns += [name for name in ("rank", "top5", "top5_probabilities") if name in stored]
     drawn: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     totals = {True: 0, False: 0}
     for batch in tables.read_batches(files, columns=columns):
@@ -315,6 +319,7 @@ def _prediction_lot(row: Mapping[str, Any]) -> str:
 
 
 def _prediction(run: Run, dataset: str, names: Mapping[str, str], row: Mapping[str, Any]) -> Prediction:
+    best = zip(row.get("top5") or (), row.get("top5_probabilities") or (), strict=False)
     return Prediction(
         eval_id=row["eval_id"],
         correct=row["correct"],
@@ -322,4 +327,5 @@ def _prediction(run: Run, dataset: str, names: Mapping[str, str], row: Mapping[s
         predicted=names.get(row["predicted"], str(row["predicted"])),
         rank=row.get("rank"),
         picture=evaluation_picture(run, dataset, row["eval_id"]),
+        guesses=tuple((names.get(name, str(name)), float(share)) for name, share in best),
     )
