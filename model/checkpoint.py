@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model import interchange
-from model.clip import CLIP
+from model.clip import CLIP, ImageModel
+from model.predictive import model_of
 from model.presets import ModelConfig, from_dict
 from pipeline.core import manifest, paths
 from pipeline.core.errors import ContractError, InputError
@@ -27,12 +29,27 @@ MADE_BY = "wit train"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def save_model(folder: str, model: CLIP, *, name: str) -> None:
-    """Writes the weights and the configuration."""
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    paths.write_bytes(paths.join(folder, WEIGHTS), safetensors.torch.save(weights, metadata={"format": "pt"}))
+def save_model(
+    folder: str, model: ImageModel, *, name: str, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Writes the weights, in float32, and the configuration.
+
+    Args:
+        folder: Where to.
+        model: Whose configuration, and whose weights unless they are given.
+        name: Of its preset.
+        weights: Of a model that is cut among processes, put together again.
+    """
+    found = model.state_dict() if weights is None else weights
+    stored = {k: _stored(v) for k, v in found.items()}
+    paths.write_bytes(paths.join(folder, WEIGHTS), safetensors.torch.save(stored, metadata={"format": "pt"}))
     values = {"model": name, **model.config.to_dict()}
     paths.write_bytes(paths.join(folder, CONFIG), (json.dumps(values, indent=2) + "\n").encode())
+
+
+def _stored(value: Tensor) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.float() if value.dtype == torch.bfloat16 else value  # other programs expect one type
 
 
 def check(folder: str) -> None:
@@ -48,17 +65,31 @@ def check(folder: str) -> None:
 
 
 def load_model(folder: str) -> CLIP:
-    """The model of a finished checkpoint folder, on the CPU, in evaluation mode.
+    """The CLIP model of a finished checkpoint folder, on the CPU, in evaluation mode.
 
     OpenAI's archives and the folders of open_clip and transformers are read too.
 
     Raises:
         InputError: The folder or a file is missing or damaged, or the folder is unfinished.
-        ContractError: The folder holds something else, or weights of another geometry.
+        ContractError: The folder holds something else, weights of another geometry, or a model that embeds no texts.
     """
+    model = load_image_model(folder)
+    if not isinstance(model, CLIP):
+        raise ContractError(
+            "this model predicts captions and embeds no texts",
+            where=folder,
+            expected="objective contrastive",
+            found=model.config.objective,
+            hint="`wit evaluate zero-shot` and `linear-probe` take it",
+        )
+    return model
+
+
+def load_image_model(folder: str) -> ImageModel:
+    """As :func:`load_model`, whatever the model's objective (Figure 2)."""
     check(folder)
     config, weights = read_model(folder)
-    model = CLIP(config)
+    model = model_of(config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -79,7 +110,7 @@ def read_model(folder: str) -> tuple[ModelConfig, dict[str, Tensor]]:
         raise InputError("damaged weights", where=path, found=str(error)) from error
 
 
-def start_from(model: CLIP, folder: str) -> None:
+def start_from(model: ImageModel, folder: str) -> None:
     """Gives a model the weights of a checkpoint; a ViT's position embeddings are interpolated to its own grid.
 
     So the paper's ViT-L/14@336px starts from ViT-L/14 (its Table 20's last line, FixRes-like).

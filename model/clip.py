@@ -23,8 +23,8 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI's channel means and deviati
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class CLIP(nn.Module):
-    """The whole model.
+class ImageModel(nn.Module):
+    """What every objective trains: an image tower.
 
     Args:
         config: Geometry and activation.
@@ -33,7 +33,7 @@ class CLIP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        vision, text = config.vision_cfg, config.text_cfg
+        vision = config.vision_cfg
         self.visual: nn.Module
         if vision.patch_size is None:
             assert not isinstance(vision.layers, int)
@@ -51,22 +51,6 @@ class CLIP(nn.Module):
                 out=config.embed_dim,
                 quick_gelu=config.quick_gelu,
             )
-        if text.kind == "transformer":
-            self.transformer = Transformer(
-                text.width, text.layers, text.heads, causal=True, quick_gelu=config.quick_gelu
-            )
-        self.token_embedding = nn.Embedding(text.vocab_size, text.width)
-        if text.kind == "transformer":
-            self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
-        self.ln_final = nn.LayerNorm(text.width)
-        self.text_projection = nn.Parameter(torch.empty(text.width, config.embed_dim))
-        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        if text.kind == "transformer":
-            nn.init.normal_(self.positional_embedding, std=0.01)
-        nn.init.normal_(self.text_projection, std=text.width**-0.5)
-        if text.kind == "transformer":
-            initialise_transformer(self.transformer, text.width)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images [B, 3, S, S], normalised, to embeddings [B, E], not normalised."""
@@ -85,12 +69,41 @@ class CLIP(nn.Module):
             return self.visual.features(images)
         return self.encode_image(images)
 
+
+class CLIP(ImageModel):
+    """The whole model.
+
+    Args:
+        config: Geometry and activation.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        text = config.text_cfg
+        if text.kind == "transformer":
+            self.transformer = Transformer(
+                text.width, text.layers, text.heads, causal=True, quick_gelu=config.quick_gelu
+            )
+        self.token_embedding = nn.Embedding(text.vocab_size, text.width)
+        if text.kind == "transformer":
+            self.positional_embedding = nn.Parameter(torch.empty(text.context_length, text.width))
+        self.ln_final = nn.LayerNorm(text.width)
+        self.text_projection = nn.Parameter(torch.empty(text.width, config.embed_dim))
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        if text.kind == "transformer":
+            nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=text.width**-0.5)
+        if text.kind == "transformer":
+            initialise_transformer(self.transformer, text.width)
+
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids [B, L], L at most the context length, to embeddings [B, E], not normalised.
 
         Columns behind the longest text may be cut off: the mask is causal, so they change nothing.
         """
-        x = self.token_embedding(tokens)
+        # Weights may be kept in half precision; the residual stream is not.
+        x = self.token_embedding(tokens).to(self.logit_scale.dtype)
         if self.config.text_cfg.kind == "cbow":
             x = bag_of_words(x, tokens)
         else:

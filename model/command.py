@@ -25,7 +25,27 @@ def _train(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--learning-rate", dest="learning_rate", type=float, metavar="X", help="peak learning rate"
     )
-    made.add_argument("--precision", choices=("fp32", "bf16"), default=None, help="fp32, or bf16 autocast")
+    made.add_argument(
+        "--objective", choices=("contrastive", "bow_contrastive", "bow_prediction", "caption_lm"), default=None,
+        help="what is learned: CLIP's (contrastive), or a baseline of the paper's Figure 2",
+    )  # fmt: skip
+    made.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), default=None, help="fp32, or bf16 or fp16 autocast"
+    )
+    made.add_argument(
+        "--moments", choices=("fp32", "bf16"), default=None, help="what Adam's statistics are kept in (fp32)"
+    )
+    made.add_argument(
+        "--text-weights", dest="text_weights", choices=("fp32", "bf16"), default=None,
+        help="what the text side's matrices are kept in (fp32)",
+    )  # fmt: skip
+    made.add_argument(
+        "--parallel", choices=("ddp", "fsdp"), default=None,
+        help="under torchrun: whole models (ddp), or weights cut among the processes",
+    )  # fmt: skip
+    made.add_argument(
+        "--compile", action="store_true", default=None, help="compile the towers' blocks with torch.compile"
+    )
     made.add_argument(
         "--accumulation", type=int, metavar="N", help="parts of a batch in memory one by one (1)"
     )

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 Embed = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Scaled = Callable[[Tensor], Tensor]
 
 
 @contextlib.contextmanager
@@ -48,8 +49,20 @@ def recomputed(block: nn.Module, x: Tensor) -> Tensor:
     return again
 
 
+def unscaled(loss: Tensor) -> Tensor:
+    """The loss as it is."""
+    return loss
+
+
 def accumulate(
-    embed: Embed, loss_of: Loss, images: Tensor, tokens: Tensor, *, parts: int, model: nn.Module
+    embed: Embed,
+    loss_of: Loss,
+    images: Tensor,
+    tokens: Tensor,
+    *,
+    parts: int,
+    model: nn.Module,
+    scaled: Scaled = unscaled,
 ) -> tuple[Tensor, Tensor]:
     """Adds the gradients of a batch's loss to the parameters, a part of the batch in memory at a time.
 
@@ -60,9 +73,10 @@ def accumulate(
         tokens: Of the whole batch, [B, L].
         parts: How many parts the batch is cut into.
         model: What ``embed`` runs; its ``no_sync`` is used if it has one (DDP).
+        scaled: What multiplies the loss whose gradients are taken (float16's loss scale).
 
     Returns:
-        The loss and the logit scale, without gradients.
+        The loss, not scaled, and the logit scale, without gradients.
     """
     pieces = list(zip(images.chunk(parts), tokens.chunk(parts), strict=True))
     with torch.no_grad(), frozen_statistics(model):
@@ -71,14 +85,49 @@ def accumulate(
     text = torch.cat([c[1] for c in cached]).requires_grad_()
     scale = cached[0][2].clone().requires_grad_()
     loss = loss_of(image, text, scale)
-    of_image, of_text, of_scale = torch.autograd.grad(loss, [image, text, scale])
+    of_image, of_text, of_scale = torch.autograd.grad(scaled(loss), [image, text, scale])
     sizes = [len(piece[0]) for piece in pieces]
     shares = zip(pieces, torch.split(of_image, sizes), torch.split(of_text, sizes), strict=True)
-    waiting: Callable[[], contextlib.AbstractContextManager[None]]
-    waiting = getattr(model, "no_sync", contextlib.nullcontext)
     for number, (piece, part_image, part_text) in enumerate(shares):
         last = number == len(pieces) - 1
-        with contextlib.nullcontext() if last else waiting():
+        with _gradients_wait(model, not last):
             given = [part_image, part_text, of_scale if last else torch.zeros_like(of_scale)]
             torch.autograd.backward(embed(*piece), given)
     return loss.detach(), scale.detach()
+
+
+def accumulate_mean(
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    tokens: Tensor,
+    *,
+    parts: int,
+    model: nn.Module,
+    scaled: Scaled = unscaled,
+) -> Tensor:
+    """Adds the gradients of a loss that is a mean over pairs, a part of the batch in memory at a time.
+
+    Args:
+        loss_of: Images and tokens of a part to its mean loss.
+        images: Of the whole batch, [B, …].
+        tokens: Of the whole batch, [B, L].
+        parts: How many equal parts the batch is cut into.
+        model: What ``loss_of`` runs; its ``no_sync`` is used if it has one (DDP).
+        scaled: What multiplies the loss whose gradients are taken (float16's loss scale).
+
+    Returns:
+        The loss, not scaled, without gradients.
+    """
+    losses = []
+    for number, piece in enumerate(zip(images.chunk(parts), tokens.chunk(parts), strict=True)):
+        with _gradients_wait(model, number < parts - 1):
+            loss = loss_of(*piece) / parts
+            scaled(loss).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
+def _gradients_wait(model: nn.Module, wait: bool) -> contextlib.AbstractContextManager[None]:
+    """With DDP, gradients are exchanged after the last part only; FSDP adds each part's to its own share."""
+    no_sync: Callable[[], contextlib.AbstractContextManager[None]] | None = getattr(model, "no_sync", None)
+    return contextlib.nullcontext() if no_sync is None or not wait else no_sync()

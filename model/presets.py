@@ -105,18 +105,31 @@ class ModelConfig:
         vision_cfg: Image tower.
         text_cfg: Text tower.
         quick_gelu: Activation of both transformers: QuickGELU as OpenAI's weights, else the exact GELU.
+        objective: What the model is made for: ``contrastive`` is CLIP; ``bow_prediction`` predicts the words of an
+            image's caption, and ``caption_lm`` the caption word by word (the two baselines of Figure 2).
     """
 
     embed_dim: int
     vision_cfg: VisionConfig
     text_cfg: TextConfig
     quick_gelu: bool = True
+    objective: Literal["contrastive", "bow_prediction", "caption_lm"] = "contrastive"
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("contrastive", "bow_prediction", "caption_lm"):
+            raise ValueError(
+                f"objective {self.objective!r}: choose contrastive, bow_prediction or caption_lm"
+            )
+        if self.objective == "caption_lm" and self.text_cfg.kind != "transformer":
+            raise ValueError("text encoder cbow: a caption model needs the transformer")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values with open_clip's keys; what open_clip does not know stands there only if it is used."""
         values = dataclasses.asdict(self)
         if self.text_cfg.kind == "transformer":
             del values["text_cfg"]["kind"]
+        if self.objective == "contrastive":
+            del values["objective"]
         return values
 
 
@@ -135,6 +148,7 @@ def from_dict(values: Mapping[str, Any], *, where: str) -> ModelConfig:
             vision_cfg=VisionConfig(**vision),
             text_cfg=TextConfig(**values["text_cfg"]),
             quick_gelu=bool(values["quick_gelu"]),
+            objective=values.get("objective", "contrastive"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(

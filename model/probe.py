@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from model import checkpoint, events, registry
-from model.clip import CLIP, normalise
+from model.clip import ImageModel, normalise
 from model.config import LinearProbeConfig
 from model.datasets import Dataset, read_dataset
 from model.distributed import device_of
@@ -157,7 +157,7 @@ def run(config: LinearProbeConfig, out: str, options: RunOptions) -> Manifest | 
 
     def body(out: str) -> StageResult:
         made = evaluate(
-            resolved, checkpoint.load_model(folder), train, validation, test, out, quiet=options.quiet
+            resolved, checkpoint.load_image_model(folder), train, validation, test, out, quiet=options.quiet
         )
         events.write_scores(resolved.tensorboard, made.extra["scores"], model=folder)
         return made
@@ -175,7 +175,7 @@ def run(config: LinearProbeConfig, out: str, options: RunOptions) -> Manifest | 
 
 
 def evaluate(
-    config: LinearProbeConfig, model: CLIP, train: Dataset, validation: Dataset | None, test: Dataset, out: str,
+    config: LinearProbeConfig, model: ImageModel, train: Dataset, validation: Dataset | None, test: Dataset, out: str,
     *, quiet: bool,
 ) -> StageResult:  # fmt: skip
     """Features, search, final fit, scores."""
@@ -253,13 +253,13 @@ def few_shot(
 
 @torch.inference_mode()
 def extract(
-    model: CLIP, dataset: Dataset, batch_size: int, dropped: Dropped, *, quiet: bool
+    model: ImageModel, dataset: Dataset, batch_size: int, dropped: Dropped, *, quiet: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features float32 [N, D], labels [N] and places in ``files`` [N] of the images that can be decoded."""
     features: list[np.ndarray] = []
     chosen: list[int] = []
     ids = [name for name, _ in dataset.files]
-    device = model.logit_scale.device
+    device = next(model.parameters()).device
     with Progress("features", total=len(ids), unit="images", quiet=quiet) as shown:
         for places, images in batches(
             ids, dataset.read, model.config.vision_cfg.image_size, batch_size, dropped

@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from model import checkpoint, distributed, events
-from model.clip import CLIP, normalise
+from model.clip import normalise
 from model.config import TrainConfig
 from model.data import Batch, Loader
 from model.distributed import device_of
-from model.gradients import accumulate
-from model.loss import clamp_logit_scale, contrastive_loss, local_loss
-from model.optim import adamw, learning_rate_at
+from model.objectives import objective_of
+from model.optim import adamw, halve_text_weights, learning_rate_at
+from model.precision import Precision
+from model.predictive import model_of
+from model.sharding import compile_blocks, load_optimiser, load_weights, whole, whole_weights, wrapped
 from model.shards import Index
 from model.tokenizer import Tokenizer
 from pipeline.core import paths, snapshots, tables
@@ -59,13 +60,20 @@ class Trainer:
         architecture = config.architecture()
         image_size = architecture.vision_cfg.image_size
         text = architecture.text_cfg
-        self.model = CLIP(architecture).to(self.device)
+        self.model = model_of(architecture).to(self.device)
         # Convolutions are about twice as fast so on CPUs and GPUs.
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.weights is not None:
+            checkpoint.start_from(self.model, config.weights)
+        if config.text_weights == "bf16":
+            halve_text_weights(self.model)
         if config.recompute:
             self.model.recompute_activations()
-        # What a step calls: under torchrun it averages the processes' gradients.
-        self.net = self.model if distributed.ranks() == 1 else DistributedDataParallel(self.model)
+        if config.compile:
+            compile_blocks(self.model)
+        net = wrapped(self.model, parallel=config.parallel, device=self.device)
+        self.precision = Precision(config.precision, self.device)
+        self.objective = objective_of(self.model, net, self.precision, parts=config.accumulation)
         self.rates = config.optimiser()
         self.optimiser = adamw(
             self.model,
@@ -73,6 +81,9 @@ class Trainer:
             beta1=config.beta1,
             beta2=self.rates.beta2,
             epsilon=self.rates.epsilon,
+            moments=config.moments,
+            # With DDP all processes must round alike; with FSDP each rounds its own share.
+            seed=config.seed + (distributed.rank() << 32 if config.parallel == "fsdp" else 0),
         )
         self.loader = Loader(
             index,
@@ -138,7 +149,8 @@ class Trainer:
                         self._save()
                     if ending:
                         raise snapshots.stopped(self.step, where=self.folder)
-                    note = f"step {self.step}, loss {last['loss']:.3f}, scale {last['scale']:.1f}"
+                    scale = f", scale {last['scale']:.1f}" if "scale" in last else ""
+                    note = f"step {self.step}, loss {last['loss']:.3f}{scale}"
                     shown.update(self.config.batch_size, note=note)
         except StageFailedError:
             self._save_metrics()  # the curve that led to the failure
@@ -146,9 +158,10 @@ class Trainer:
         self._save()
         for corrupt in distributed.of_all(self.loader.corrupt):
             self.loader.corrupt |= corrupt
+        weights = whole_weights(self.model)
         if distributed.rank() == 0:
             checkpoint.forget_previous_state(self.folder)
-            checkpoint.save_model(self.folder, self.model, name=self.config.model)
+            checkpoint.save_model(self.folder, self.model, name=self.config.model, weights=weights)
             table = tables.dropped_table("train", self.loader.dropped())
             tables.write_table(paths.join(self.folder, "dropped", tables.part_name(0)), table, DROPPED)
         return StageResult(
@@ -181,35 +194,20 @@ class Trainer:
         images = normalise(torch.from_numpy(batch.images).to(self.device))
         tokens = torch.from_numpy(batch.tokens).to(self.device)
         self.optimiser.zero_grad(set_to_none=True)
-        if self.config.accumulation > 1:
-            loss, scale = accumulate(
-                self._embed, self._loss, images, tokens, parts=self.config.accumulation, model=self.net
-            )
-            value = self._finite(batch, loss)
-        else:
-            image, text, scale = self._embed(images, tokens)
-            loss = self._loss(image, text, scale)
-            value = self._finite(batch, loss)
-            loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        clamp_logit_scale(self.model.logit_scale)
+        loss, facts = self.objective.backward(images, tokens)
+        value = self._finite(batch, loss)
+        self.precision.apply(self.optimiser)
+        self.objective.settle()
         self.step += 1
+        if self.precision.scaler.is_enabled():
+            facts["loss_scale"] = torch.tensor(self.precision.scaler.get_scale())
         return {
             "step": self.step,
             "epoch": self.loader.epoch,
             "loss": value,
-            "scale": scale.item(),
+            **{name: fact.item() for name, fact in facts.items()},
             "lr": rate,
         }
-
-    def _embed(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
-            found: tuple[Tensor, Tensor, Tensor] = self.net(images, tokens)
-        return found
-
-    def _loss(self, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
-        # One process keeps the one matrix of similarities that both directions share.
-        return (contrastive_loss if distributed.ranks() == 1 else local_loss)(image, text, scale)
 
     def _finite(self, batch: Batch, loss: Tensor) -> float:
         """The loss of all processes, if it is a number."""
@@ -242,13 +240,14 @@ class Trainer:
         positions = distributed.of_all(
             {"epoch": loader.epoch, "place": loader.place, "corrupt": loader.corrupt}
         )
+        state = {
+            "step": self.step,
+            "positions": positions,
+            "model": whole_weights(self.model),
+            "optimiser": whole(self.optimiser.state_dict()),
+            "scaler": self.precision.scaler.state_dict(),
+        }
         if distributed.rank() == 0:
-            state = {
-                "step": self.step,
-                "positions": positions,
-                "model": self.model.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-            }
             checkpoint.save_state(self.folder, state)
 
     def _restore(self) -> dict[str, float]:
@@ -261,11 +260,10 @@ class Trainer:
                 hint="run without --resume to start from the beginning",
             )
         if state is None:
-            if self.config.weights is not None:
-                checkpoint.start_from(self.model, self.config.weights)
             return {}
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_weights(self.model, state["model"])
+        load_optimiser(self.optimiser, state["optimiser"])
+        self.precision.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self._restore_position(state["positions"])
         path = paths.join(self.folder, METRICS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model import checkpoint, events, registry
-from model.clip import CLIP, normalise
+from model.clip import CLIP, ImageModel, normalise
 from model.config import ZeroShotConfig
 from model.datasets import Dataset, read_dataset
 from model.distributed import device_of
@@ -24,8 +25,9 @@ from model.predictions import (
     new_predictions,
     write_classification,
 )
+from model.predictive import CaptionPredictor
 from model.prompts import class_name, classifier, read_class_names, read_templates
-from model.tokenizer import Tokenizer
+from model.tokenizer import Tokenizer, trim
 from pipeline.core.contracts import PREDICTIONS
 from pipeline.core.errors import InputError, UsageError
 from pipeline.core.manifest import Manifest
@@ -63,7 +65,7 @@ def run(config: ZeroShotConfig, out: str, options: RunOptions) -> Manifest | Non
 
     def body(folder: str) -> StageResult:
         made = evaluate(
-            resolved, checkpoint.load_model(model_folder), dataset, names, folder, quiet=options.quiet
+            resolved, checkpoint.load_image_model(model_folder), dataset, names, folder, quiet=options.quiet
         )
         events.write_scores(resolved.tensorboard, made.extra["scores"], model=model_folder)
         return made
@@ -81,7 +83,13 @@ def run(config: ZeroShotConfig, out: str, options: RunOptions) -> Manifest | Non
 
 
 def evaluate(
-    config: ZeroShotConfig, model: CLIP, dataset: Dataset, names: Sequence[str], out: str, *, quiet: bool
+    config: ZeroShotConfig,
+    model: ImageModel,
+    dataset: Dataset,
+    names: Sequence[str],
+    out: str,
+    *,
+    quiet: bool,
 ) -> StageResult:
     """Classifies every image and writes scores, predictions and dropped rows."""
     if config.threads:
@@ -90,19 +98,38 @@ def evaluate(
     model = model.to(device)
     text = model.config.text_cfg
     tokenizer = Tokenizer(context_length=text.context_length, vocab_size=text.vocab_size)
-    weights = classifier(model, tokenizer, names, config.templates, device=device)
+    classify = classifying(model, tokenizer, names, config.templates, device=device)
     dropped: Dropped = []
     found = new_predictions(dataset)
     ids = [name for name, _ in dataset.files]
     size = model.config.vision_cfg.image_size
     with Progress("evaluate", total=len(ids), unit="images", quiet=quiet) as shown:
         for places, images in batches(ids, dataset.read, size, config.batch_size, dropped):
-            add_batch(found, dataset, places, predict(model, weights, images.to(device)))
+            add_batch(found, dataset, places, classify(images.to(device)))
             shown.update(len(places))
     return write_classification(
         out, "zero-shot", dataset_name(config.name, dataset.root), dataset, found, dropped,
         metric=config.metric, more={"prompts": len(config.templates), **registry.facts(config.known_as)},
     )  # fmt: skip
+
+
+def classifying(
+    model: ImageModel,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    device: torch.device,
+) -> Callable[[Tensor], np.ndarray]:
+    """What turns uint8 images [B, S, S, 3] into probabilities [B, C]; texts are prepared once."""
+    if isinstance(model, CLIP):
+        return functools.partial(
+            predict, model, classifier(model, tokenizer, names, templates, device=device)
+        )
+    assert isinstance(model, CaptionPredictor)
+    prompts = [[template.replace("{}", name) for name in names] for template in templates]
+    tokens = [torch.from_numpy(trim(tokenizer(texts))).to(device) for texts in prompts]
+    return functools.partial(predict_by_likelihood, model, tokens)
 
 
 @torch.inference_mode()
@@ -111,4 +138,17 @@ def predict(model: CLIP, weights: Tensor, images: Tensor) -> np.ndarray:
     embedded = F.normalize(model.encode_image(normalise(images)), dim=-1)
     logits = model.logit_scale.exp() * embedded @ weights.T
     result: np.ndarray = logits.float().softmax(dim=-1).cpu().numpy()
+    return result
+
+
+@torch.inference_mode()
+def predict_by_likelihood(model: CaptionPredictor, prompts: Sequence[Tensor], images: Tensor) -> np.ndarray:
+    """Probabilities [B, C] of uint8 images [B, S, S, 3], of a model that predicts captions (Figure 2).
+
+    The softmax over classes of the log-likelihood of their prompts, per word; the mean over templates, each the tokens
+    [C, L] of all classes.
+    """
+    embedded = model.encode_image(normalise(images))
+    scores = torch.stack([model.scores(embedded, tokens) for tokens in prompts]).mean(dim=0)
+    result: np.ndarray = scores.float().softmax(dim=-1).cpu().numpy()
     return result

@@ -173,7 +173,7 @@ def retrieval(trainer: Trainer, batch: Batch) -> float:
 def test_loss_that_is_not_finite_names_the_batch(
     shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("model.trainer.contrastive_loss", lambda i, t, s: (i * t).sum() * float("nan"))
+    monkeypatch.setattr("model.objectives.contrastive_loss", lambda i, t, s: (i * t).sum() * float("nan"))
     assert main(arguments(shards, tmp_path / "m")) == 1
     line = capsys.readouterr().err
     assert "the loss is not finite at step 1" in line
