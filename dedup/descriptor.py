@@ -78,7 +78,7 @@ def edges(x: Tensor) -> Tensor:
     across = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
     down = F.pad(grey[..., 2:, :] - grey[..., :-2, :], (0, 0, 1, 1))
     strength = (across**2 + down**2 + 1e-9).sqrt()
-    angles = torch.arange(DIRECTIONS) * (2 * torch.pi / DIRECTIONS)
+    angles = torch.arange(DIRECTIONS, device=x.device) * (2 * torch.pi / DIRECTIONS)
     towards = across * angles.cos()[:, None, None] + down * angles.sin()[:, None, None]
     # The square root keeps faint edges beside strong ones.
     return strength.sqrt() * (towards / strength).clamp_min(0) ** 2
@@ -89,7 +89,7 @@ def colours(x: Tensor) -> Tensor:
     small = F.adaptive_avg_pool2d(x, 4 * EDGE_PX)
     side = small.shape[-1] // COLOUR_CELLS
     cells = small.unfold(2, side, side).unfold(3, side, side).reshape(len(x), 3, COLOUR_CELLS**2, side * side)
-    levels = torch.linspace(-1, 1, COLOUR_LEVELS)
+    levels = torch.linspace(-1, 1, COLOUR_LEVELS, device=x.device)
     step = 2 / (COLOUR_LEVELS - 1)
     near = (1 - (cells[..., None, :] - levels[:, None]).abs() / step).clamp_min(
         0
@@ -113,8 +113,9 @@ def soft_hash(x: Tensor, side: int) -> Tensor:
         float32 [N, side * side], rows of length 1, or 0 for pictures of one colour.
     """
     count = x.shape[-1]
-    places = (torch.arange(count) + 0.5) * (torch.pi / count)
-    waves = torch.cos(torch.arange(1, side + 1)[:, None] * places)  # the discrete cosine transform's rows
+    places = (torch.arange(count, device=x.device) + 0.5) * (torch.pi / count)
+    frequencies = torch.arange(1, side + 1, device=x.device)
+    waves = torch.cos(frequencies[:, None] * places)  # the discrete cosine transform's rows
     found = (waves @ x.mean(dim=1) @ waves.T).flatten(1)
     middle = found.abs().median(dim=1, keepdim=True).values
     bits = torch.tanh(0.5 * found / middle.clamp_min(1e-6))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,17 +14,23 @@ from torch import Tensor
 from dedup.augment import augment
 from dedup.collection import Collection, draw_batch, keyed_hash
 from dedup.config import AugmentConfig, TrainConfig
-from dedup.contrast import Batch, Schedule, optimise
-from dedup.descriptor import discriminant
+from dedup.contrast import Arithmetic, Batch, Schedule
+from dedup.descriptor import DIMENSION, discriminant
 from dedup.detector import PRESETS, Detector, prepare
+from dedup.processes import Processes, blocks
+from dedup.trainer import Batches, Trainer
+from pipeline.core.errors import UsageError
 from pipeline.core.progress import Progress
+from pipeline.core.snapshots import Snapshots
 
+PARTS = ("network", "head", "whole")
 BATCH_SIZES = {"resnet50": 1712, "general": 128, "small": 64}
 # Altered copies of each picture that map and head are fitted on; the map's scatter needs fewer.
 COPIES, SCATTER_COPIES = 5, 3
 # The head sees its features ready-made, so it can see many more pairs than the network.
 HEAD_PAIRS_PER_PAIR, HEAD_BATCH, HEAD_RATE, HEAD_DECAY = 20, 256, 2e-3, 0.1
 WHOLE_RATE = 2e-3
+EMBEDDED_AT_ONCE = 64
 Prepare = Callable[[Image.Image], np.ndarray]
 
 
@@ -52,27 +57,78 @@ def copy_seeds(pictures: Collection, chosen: np.ndarray, copy: int, *, seed: int
 @torch.inference_mode()
 def embed_pictures(
     function: Callable[[Tensor], Tensor],
+    dimension: int,
     prepared: Prepare,
     pictures: Collection,
     chosen: np.ndarray,
     seeds: Sequence[int | None],
     strengths: AugmentConfig,
+    processes: Processes,
 ) -> np.ndarray:
-    """What a function of prepared pixels gives for pictures, altered where there is a seed: float32 [N, d]."""
-    found = []
-    for i in range(0, len(chosen), 64):
-        pixels = views(pictures, chosen[i : i + 64], seeds[i : i + 64], prepared, strengths)
-        found.append(function(torch.from_numpy(pixels)).numpy())
-    return np.concatenate(found)
+    """What a function of prepared pixels gives for pictures, altered where there is a seed.
+
+    Args:
+        function: Of uint8 [n, C, S, S] to float32 [n, d].
+        dimension: Its d.
+        prepared: Makes a picture's pixels.
+        pictures: Where the pictures are.
+        chosen: int64 [N], which ones.
+        seeds: N seeds of their alterations.
+        strengths: Of the alterations.
+        processes: Who shares the work; all get the whole result.
+
+    Returns:
+        float32 [N, d].
+    """
+    found = torch.zeros(len(chosen), dimension, device=processes.device)
+    for rows in blocks(len(chosen), EMBEDDED_AT_ONCE, processes):
+        pixels = views(pictures, chosen[rows], seeds[rows], prepared, strengths)
+        found[rows] = function(torch.from_numpy(pixels).to(processes.device))
+    return processes.sum(found).cpu().numpy()
 
 
 def fit(
-    config: TrainConfig, pictures: Collection, known: np.ndarray, *, quiet: bool
+    config: TrainConfig,
+    pictures: Collection,
+    known: np.ndarray,
+    *,
+    processes: Processes,
+    snapshots: Snapshots | None,
+    quiet: bool,
 ) -> tuple[Detector, list[dict[str, object]]]:
-    """Trains a new detector on some pictures; returns it with its curve."""
+    """Trains a new detector on some pictures, or goes on from the last snapshot; returns it with its curve.
+
+    Args:
+        config: How to train.
+        pictures: Where the pictures are.
+        known: int64 [N], which ones to train on.
+        processes: Who takes part.
+        snapshots: Where the state is kept; ``None`` keeps none.
+        quiet: Show no progress.
+
+    Raises:
+        InputError: All snapshots are damaged.
+        StageFailedError: The loss is not a number, or the process was asked to end.
+        UsageError: A batch has fewer pairs than there are processes.
+    """
     torch.manual_seed(config.seed)
-    detector = Detector(PRESETS[config.preset])
+    detector = Detector(PRESETS[config.preset]).to(processes.device)
     batch_size = min(config.batch_size or BATCH_SIZES[config.preset], len(known))
+    if batch_size < processes.count:
+        raise UsageError(
+            "a batch has fewer pairs than there are processes",
+            where="[dedup.train].batch_size",
+            expected=f"at least {processes.count}",
+            found=batch_size,
+        )
+    trainer = Trainer(
+        detector,
+        PARTS,
+        how=Arithmetic(processes=processes, autocast=config.autocast, chunk_size=config.chunk_size),
+        snapshots=snapshots,
+        snapshot_minutes=config.snapshot_minutes,
+        quiet=quiet,
+    )
     steps = max(1, math.ceil(config.pairs / batch_size))
     joined = bool(detector.architecture.joined)
     schedule = Schedule(
@@ -82,24 +138,22 @@ def fit(
         falls=not (joined and config.whole_pairs),
     )
     detector.train()
-    with Progress("dedup train: network", total=steps, unit="batches", quiet=quiet) as progress:
-        lines = optimise(
-            "network",
-            detector.learned,
-            detector,
-            _picture_batches(config, pictures, known, batch_size, steps),
-            schedule,
-            weight_decay=config.weight_decay,
-            progress=progress,
-        )
-    if joined:
+    trainer.optimise(
+        "network",
+        detector.learned,
+        detector,
+        _picture_batches(config, pictures, known, batch_size, processes),
+        schedule,
+        weight_decay=config.weight_decay,
+    )
+    if joined and not trainer.is_done("head"):
         # Spread over all of them: they lie in the order of their sources.
         places = np.unique(np.linspace(0, len(known) - 1, config.joined_pictures).astype(np.int64))
-        lines += fit_joined(config, detector, pictures, known[places], quiet=quiet)
+        fit_joined(config, trainer, pictures, known[places])
     if joined and config.whole_pairs:
-        lines += fit_whole(config, detector, pictures, known, batch_size, quiet=quiet)
+        fit_whole(config, trainer, pictures, known, batch_size)
     detector.eval()
-    return detector, lines
+    return detector, trainer.lines
 
 
 def _picture_batches(
@@ -107,98 +161,96 @@ def _picture_batches(
     pictures: Collection,
     known: np.ndarray,
     batch_size: int,
-    steps: int,
+    processes: Processes,
     *,
     joined: bool = False,
     first_step: int = 0,
-) -> Iterator[Batch]:
-    """Two views of each picture as uint8 [B, 3 or 6, S, S]; the next batch is made while one is used."""
-    draw = np.random.default_rng(config.seed + first_step)
+) -> Batches:
+    """Two views of each picture as uint8 [b, 3 or 6, S, S], this process's rows of B, and the groups of all, [B]."""
     thumbnails = pictures.thumbnails[known]
     prepared = partial(prepare, side=PRESETS[config.preset].image_px, joined=joined)
 
-    def make(step: int) -> Batch:
+    def make(step: int, draw: np.random.Generator) -> Batch:
         chosen = known[draw_batch(thumbnails, batch_size, config.neighbour_share, draw)]
         names = [f"{first_step + step} {place}".encode() for place in range(len(chosen))]
-        seeds = [keyed_hash(name, config.seed) for name in names]
-        first = views(pictures, chosen, [s if s % 2 else None for s in seeds], prepared, config.augment)
-        second = views(pictures, chosen, [s + 1 for s in seeds], prepared, config.augment)
+        rows = processes.part(len(chosen))
+        own, seeds = chosen[rows], [keyed_hash(name, config.seed) for name in names[rows]]
+        first = views(pictures, own, [s if s % 2 else None for s in seeds], prepared, config.augment)
+        second = views(pictures, own, [s + 1 for s in seeds], prepared, config.augment)
         return torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(pictures.groups[chosen])
 
-    with ThreadPoolExecutor(1) as ahead:
-        waiting = ahead.submit(make, 0)
-        for step in range(steps):
-            ready = waiting.result()
-            if step + 1 < steps:
-                waiting = ahead.submit(make, step + 1)
-            yield ready
+    return Batches(make, seed=config.seed + first_step)
 
 
-def fit_joined(
-    config: TrainConfig, detector: Detector, pictures: Collection, known: np.ndarray, *, quiet: bool
-) -> list[dict[str, object]]:
-    """Solves the linear map over learned and unlearned features, then trains the head over it."""
+def fit_joined(config: TrainConfig, trainer: Trainer, pictures: Collection, known: np.ndarray) -> None:
+    """Solves the linear map over learned and unlearned features, then trains the head over it.
+
+    A run that was killed in the head's training computes the features anew: they are as they were.
+    """
+    detector, processes = trainer.detector, trainer.how.processes
+    width = detector.architecture.learned + DIMENSION
     made = []
     prepared = partial(prepare, side=detector.architecture.image_px, joined=True)
-    with Progress("dedup train: features", total=1 + COPIES, unit="passes", quiet=quiet) as progress:
+    name = "dedup train: features"
+    with Progress(name, total=1 + COPIES, unit="passes", quiet=trainer.quiet) as progress:
         for copy in range(1 + COPIES):
             seeds = copy_seeds(pictures, known, copy - 1, seed=config.seed) if copy else [None] * len(known)
-            found = embed_pictures(detector.features, prepared, pictures, known, seeds, config.augment)
+            found = embed_pictures(
+                detector.features, width, prepared, pictures, known, seeds, config.augment, processes
+            )
             made.append(found.astype(np.float16))
             progress.update(1)
     clean, altered = made[0].astype(np.float32), made[1:]
     centre, projection = discriminant(clean, altered[:SCATTER_COPIES], detector.architecture.joined)
     detector.get_buffer("centre").copy_(torch.from_numpy(centre))
     detector.get_buffer("projection").copy_(torch.from_numpy(projection))
-    with torch.inference_mode():
-        joined = np.stack([detector.project(torch.from_numpy(x.astype(np.float32))).numpy() for x in made])
-    steps = math.ceil((config.head_pairs or config.pairs * HEAD_PAIRS_PER_PAIR) / HEAD_BATCH)
-    schedule = Schedule(steps=steps, warmup=10, peak=HEAD_RATE)
-    with Progress("dedup train: head", total=steps, unit="batches", quiet=quiet) as progress:
-        return optimise(
-            "head",
-            detector.joined_head,
-            detector.joined_head,
-            _joined_batches(config, joined, pictures.groups[known], steps),
-            schedule,
-            weight_decay=HEAD_DECAY,
-            progress=progress,
+
+    def project(features: np.ndarray) -> np.ndarray:
+        return (
+            detector.project(torch.from_numpy(features.astype(np.float32)).to(processes.device)).cpu().numpy()
         )
+
+    with torch.inference_mode():
+        joined = np.stack([project(features) for features in made])
+    steps = math.ceil((config.head_pairs or config.pairs * HEAD_PAIRS_PER_PAIR) / HEAD_BATCH)
+    trainer.optimise(
+        "head",
+        detector.joined_head,
+        detector.joined_head,
+        _joined_batches(config, joined, pictures.groups[known], processes),
+        Schedule(steps=steps, warmup=10, peak=HEAD_RATE),
+        weight_decay=HEAD_DECAY,
+    )
 
 
 def fit_whole(
-    config: TrainConfig,
-    detector: Detector,
-    pictures: Collection,
-    known: np.ndarray,
-    batch_size: int,
-    *,
-    quiet: bool,
-) -> list[dict[str, object]]:
+    config: TrainConfig, trainer: Trainer, pictures: Collection, known: np.ndarray, batch_size: int
+) -> None:
     """Trains network and head together on one look at each picture; the linear map between them stays."""
     steps = math.ceil(config.whole_pairs / batch_size)
     before = math.ceil(config.pairs / batch_size)
-    schedule = Schedule(steps=steps, warmup=math.ceil(steps * config.warmup_share), peak=WHOLE_RATE)
-    with Progress("dedup train: whole", total=steps, unit="batches", quiet=quiet) as progress:
-        return optimise(
-            "whole",
-            detector.found,
-            detector,
-            _picture_batches(config, pictures, known, batch_size, steps, joined=True, first_step=before),
-            schedule,
-            weight_decay=config.weight_decay,
-            progress=progress,
-        )
+    processes = trainer.how.processes
+    trainer.optimise(
+        "whole",
+        trainer.detector.found,
+        trainer.detector,
+        _picture_batches(config, pictures, known, batch_size, processes, joined=True, first_step=before),
+        Schedule(steps=steps, warmup=math.ceil(steps * config.warmup_share), peak=WHOLE_RATE),
+        weight_decay=config.weight_decay,
+    )
 
 
 def _joined_batches(
-    config: TrainConfig, joined: np.ndarray, groups: np.ndarray, steps: int
-) -> Iterator[Batch]:
+    config: TrainConfig, joined: np.ndarray, groups: np.ndarray, processes: Processes
+) -> Batches:
     """Two views of each picture out of its joined features, float32 [1 + copies, N, joined]."""
-    draw = np.random.default_rng(config.seed)
     unit = joined[0] / np.maximum(np.linalg.norm(joined[0], axis=1, keepdims=True), 1e-6)
-    for _ in range(steps):
+
+    def make(step: int, draw: np.random.Generator) -> Batch:
         chosen = draw_batch(unit, min(HEAD_BATCH, len(unit)), 1.0, draw, per_group=16)
         first = joined[draw.integers(0, len(joined), len(chosen)), chosen]
         second = joined[draw.integers(1, len(joined), len(chosen)), chosen]
-        yield torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(groups[chosen])
+        rows = processes.part(len(chosen))
+        return torch.from_numpy(first[rows]), torch.from_numpy(second[rows]), torch.from_numpy(groups[chosen])
+
+    return Batches(make, seed=config.seed)

@@ -1,7 +1,8 @@
 """``wit dedup train``: teaches a detector to know a picture from its altered copies (Appendix C).
 
 Each picture of a batch and its altered copy must find one another among all others: InfoNCE both ways at the
-fixed temperature 0.07. Afterwards the threshold is calibrated on pictures the detector never saw.
+fixed temperature 0.07. Afterwards the threshold is calibrated on pictures the detector never saw. A killed run goes on
+from its last snapshot; under torchrun several processes share every batch.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import torch
 
 from dedup import images
 from dedup.calibrate import Calibration, choose_threshold
-from dedup.collection import UNREADABLE, Collection
+from dedup.collection import UNREADABLE, Collection, Lost
 from dedup.config import TrainConfig
 from dedup.contrast import TEMPERATURE
 from dedup.detector import CONFIG, CONTRACT, WEIGHTS, Detector, looks, save
 from dedup.fit import copy_seeds, embed_pictures, fit
-from pipeline.core import paths, tables
+from dedup.processes import Processes, working_together
+from pipeline.core import paths, snapshots, tables
 from pipeline.core.contracts import DROPPED
 from pipeline.core.errors import InputError
 from pipeline.core.manifest import Manifest
@@ -37,26 +39,76 @@ HELD_OUT_AT_MOST = 20_000
 
 
 def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
-    """Runs the command; see :func:`pipeline.core.stage.run_stage`."""
+    """Runs the command, in one process or under torchrun; see :func:`pipeline.core.stage.run_stage`.
+
+    Returns:
+        The manifest; ``None`` for a dry run and in all processes but the first.
+
+    Raises:
+        WitError: Bad pictures or settings, a loss that is not a number, or an output that cannot be written.
+    """
     chunks = images.plan(config.images)
+    if options.dry_run:
+        return _run_first(config, chunks, Processes(), out, options)
+    with working_together(config.device) as processes:
+        if processes.rank == 0:
+            return _run_first(config, chunks, processes, out, options)
+        (needed,) = processes.any(False)
+        if needed:
+            train(config, chunks, out, processes=processes, quiet=True)
+        return None
+
+
+def _run_first(
+    config: TrainConfig,
+    chunks: Sequence[images.Chunk],
+    processes: Processes,
+    out: str,
+    options: RunOptions,
+) -> Manifest | None:
+    """Runs the stage in the process that writes; the others wait to hear whether there is anything to do."""
+    told = False
 
     def body(folder: str) -> StageResult:
-        return train(config, chunks, folder, quiet=options.quiet)
+        nonlocal told
+        told = True
+        processes.any(True)
+        return train(config, chunks, folder, processes=processes, quiet=options.quiet)
 
-    return run_stage(
-        body,
-        stage=STAGE,
-        contract=CONTRACT,
-        config=config,
-        inputs=config.images,
-        out=out,
-        options=options,
-        owned=(WEIGHTS, CONFIG, METRICS),
-    )
+    try:
+        return run_stage(
+            body,
+            stage=STAGE,
+            contract=CONTRACT,
+            config=config,
+            inputs=config.images,
+            out=out,
+            options=options,
+            owned=(WEIGHTS, CONFIG, METRICS, *snapshots.NAMES),
+            resumable=True,
+        )
+    finally:
+        if not told:
+            processes.any(False)
 
 
-def train(config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, quiet: bool) -> StageResult:
-    """Reads the pictures, trains, calibrates and writes the detector's folder."""
+def train(
+    config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, processes: Processes, quiet: bool
+) -> StageResult:
+    """Reads the pictures, trains, calibrates and writes the detector's folder.
+
+    Args:
+        config: How to train.
+        chunks: The pictures; every process reads all of them and draws the same batches.
+        out: Output folder; snapshots found there are gone on from, and removed at the end.
+        processes: Who takes part; the first one writes.
+        quiet: Show no progress.
+
+    Raises:
+        InputError: Too few readable pictures, or a damaged snapshot.
+        StageFailedError: The loss is not a number, or the process was asked to end.
+        UsageError: A batch has fewer pairs than there are processes.
+    """
     torch.set_num_threads(config.threads)
     with Collection(largest_px=config.largest_px) as pictures:
         total = sum(chunk.rows for chunk in chunks)
@@ -71,36 +123,53 @@ def train(config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, quie
                 expected="some hundred at least",
                 found=f"{len(pictures)} readable of {pictures.read}",
             )
-        detector, lines = fit(config, pictures, known, quiet=quiet)
+        kept = snapshots.Snapshots(out)
+        detector, lines = fit(config, pictures, known, processes=processes, snapshots=kept, quiet=quiet)
         if config.half:
             detector.half().float()  # calibrated as it will be loaded
         with Progress(f"{STAGE}: calibrating", unit="pictures", quiet=quiet):
-            clean, altered = held_out_embeddings(config, detector, pictures, held_out)
+            clean, altered = held_out_embeddings(config, detector, pictures, held_out, processes)
         calibration = calibrate(config, pictures, held_out, clean, altered)
-        accuracy = proxy_accuracy(pictures.groups[held_out], clean[held_out], altered[0])
-        lines.append({"event": "end", "held_out_accuracy": accuracy, **asdict(calibration)})
-        text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
-        paths.write_bytes(paths.join(out, METRICS), text.encode())
-        notes = {"calibration": asdict(calibration), "preset": config.preset, "temperature": TEMPERATURE}
-        sha256 = save(out, detector, threshold=calibration.threshold, notes=notes, half=config.half)
-        lost = tables.dropped_table(STAGE, [(UNREADABLE, x.id, x.detail) for x in pictures.lost])
-        if pictures.lost:
-            tables.write_table(paths.join(out, "dropped", tables.part_name(0)), lost, DROPPED)
+        accuracy, compared = proxy_accuracy(pictures.groups[held_out], clean[held_out], altered[0])
+        found: dict[str, object] = {"threshold": calibration.threshold, "held_out_accuracy": accuracy}
+        if processes.rank == 0:
+            lines.append({"event": "end", **found, **asdict(calibration)})
+            found["detector_sha256"] = write(config, out, detector, lines, calibration, pictures.lost)
+            kept.forget()
         return StageResult(
             rows=len(pictures),
             rows_in=pictures.read,
+            engine=f"torch {torch.__version__} {processes.device.type}",
             extra={
-                "detector_sha256": sha256,
+                **found,
                 "dimension": detector.architecture.embedding,
-                "threshold": calibration.threshold,
-                "held_out_accuracy": accuracy,
+                "held_out_compared": compared,
                 "calibration": asdict(calibration),
             },
         )
 
 
+def write(
+    config: TrainConfig,
+    out: str,
+    detector: Detector,
+    lines: Sequence[dict[str, object]],
+    calibration: Calibration,
+    lost: Sequence[Lost],
+) -> str:
+    """Writes the detector, its curve and the dropped rows; returns the detector's sha256."""
+    text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+    paths.write_bytes(paths.join(out, METRICS), text.encode())
+    notes = {"calibration": asdict(calibration), "preset": config.preset, "temperature": TEMPERATURE}
+    sha256 = save(out, detector, threshold=calibration.threshold, notes=notes, half=config.half)
+    if lost:
+        dropped = tables.dropped_table(STAGE, [(UNREADABLE, x.id, x.detail) for x in lost])
+        tables.write_table(paths.join(out, "dropped", tables.part_name(0)), dropped, DROPPED)
+    return sha256
+
+
 def held_out_embeddings(
-    config: TrainConfig, detector: Detector, pictures: Collection, held_out: np.ndarray
+    config: TrainConfig, detector: Detector, pictures: Collection, held_out: np.ndarray, processes: Processes
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Embeddings of the distinct pictures, and of some altered copies of the held-out ones.
 
@@ -108,32 +177,44 @@ def held_out_embeddings(
         float32 [N, d] by index in the collection, zeros for pictures seen before and for those beyond
         ``config.compared``, and float32 [H, d] per copy.
     """
-    prepared = partial(looks, architecture=detector.architecture)
     distinct = pictures.distinct()
     others = np.setdiff1d(distinct, held_out)
     if len(distinct) > config.compared:
         places = np.linspace(0, len(others) - 1, max(1, config.compared - len(held_out)))
         distinct = np.union1d(held_out, others[np.unique(places.astype(np.int64))])
-    found = embed_pictures(detector, prepared, pictures, distinct, [None] * len(distinct), config.augment)
-    clean = np.zeros((len(pictures), found.shape[1]), np.float32)
-    clean[distinct] = found
-    altered = []
-    for copy in range(POSITIVES):
-        seeds = copy_seeds(pictures, held_out, copy, seed=config.seed)
-        altered.append(embed_pictures(detector, prepared, pictures, held_out, seeds, config.augment))
+    prepared = partial(looks, architecture=detector.architecture)
+    dimension = detector.architecture.embedding
+
+    def embedded(chosen: np.ndarray, seeds: Sequence[int | None]) -> np.ndarray:
+        return embed_pictures(
+            detector, dimension, prepared, pictures, chosen, seeds, config.augment, processes
+        )
+
+    clean = np.zeros((len(pictures), dimension), np.float32)
+    clean[distinct] = embedded(distinct, [None] * len(distinct))
+    altered = [
+        embedded(held_out, copy_seeds(pictures, held_out, copy, seed=config.seed))
+        for copy in range(POSITIVES)
+    ]
     return clean, altered
 
 
-def proxy_accuracy(groups: np.ndarray, clean: np.ndarray, altered: np.ndarray) -> float:
-    """Share of pictures whose altered copy is nearest to them among at most 1,712 [Appendix C].
+def proxy_accuracy(groups: np.ndarray, clean: np.ndarray, altered: np.ndarray) -> tuple[float, int]:
+    """Share of pictures whose altered copy is nearest to them among 1,712 [Appendix C], or all if there are fewer.
+
+    A batch's own accuracy falls with its size; this one is comparable between batch sizes.
 
     Args:
         groups: int64 [N]; of pictures of one group only the first counts.
         clean: float32 [N, d].
         altered: float32 [N, d].
+
+    Returns:
+        The share, and how many pictures were compared.
     """
     chosen = np.sort(np.unique(groups, return_index=True)[1])[:PROXY_BATCH]
-    return float((np.argmax(altered[chosen] @ clean[chosen].T, axis=1) == np.arange(len(chosen))).mean())
+    right = np.argmax(altered[chosen] @ clean[chosen].T, axis=1) == np.arange(len(chosen))
+    return float(right.mean()), len(chosen)
 
 
 def calibrate(

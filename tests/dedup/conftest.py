@@ -34,5 +34,5 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def detector(shards: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A detector after a few steps: not good, but whole."""
     out = str(tmp_path_factory.mktemp("detector") / "detector")
-    run(TrainConfig(images=(shards,), pairs=96, batch_size=16), out, QUIET)
+    run(TrainConfig(images=(shards,), pairs=96, batch_size=16, device="cpu"), out, QUIET)
     return out

@@ -14,7 +14,8 @@ from dedup.collection import Collection, draw_batch
 from dedup.config import TrainConfig
 from dedup.contrast import Schedule, info_nce
 from dedup.detector import load
-from dedup.train import run
+from dedup.fit import BATCH_SIZES
+from dedup.train import proxy_accuracy, run
 from pipeline.cli import main
 from pipeline.core import manifest
 from pipeline.core.stage import RunOptions
@@ -23,7 +24,7 @@ QUIET = RunOptions(quiet=True)
 
 
 def test_training_is_reproducible(shards: str, detector: str, tmp_path: Path) -> None:
-    run(TrainConfig(images=(shards,), pairs=96, batch_size=16), str(tmp_path / "again"), QUIET)
+    run(TrainConfig(images=(shards,), pairs=96, batch_size=16, device="cpu"), str(tmp_path / "again"), QUIET)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (Path(detector) / name).read_bytes()
 
@@ -69,7 +70,7 @@ def test_a_killed_run_starts_again(shards: str, detector: str, tmp_path: Path) -
     marker = {"stage": "dedup train", "config_sha256": "x", "inputs": []}
     (out / "manifest.json").unlink()
     (out / "unfinished.json").write_text(json.dumps(marker))
-    run(TrainConfig(images=(shards,), pairs=96, batch_size=16), str(out), QUIET)
+    run(TrainConfig(images=(shards,), pairs=96, batch_size=16, device="cpu"), str(out), QUIET)
     assert (out / "model.safetensors").read_bytes() == (Path(detector) / "model.safetensors").read_bytes()
     assert not (out / "unfinished.json").exists()
 
@@ -139,6 +140,20 @@ def test_info_nce_by_hand() -> None:
     swapped, accuracy = info_nce(first, first.flip(0), torch.arange(2))
     assert float(swapped) == pytest.approx(1 / 0.07, abs=1e-4)
     assert accuracy == 0.0
+
+
+def test_the_papers_batch_is_the_default() -> None:
+    assert BATCH_SIZES["resnet50"] == 1712
+
+
+def test_the_proxy_task_is_among_1712_whatever_the_batch() -> None:
+    draw = np.random.default_rng(0)
+    clean = draw.normal(size=(1800, 64)).astype(np.float32)
+    clean /= np.linalg.norm(clean, axis=1, keepdims=True)
+    altered = clean.copy()
+    altered[:171] = clean[1000:1171]  # these find another picture
+    assert proxy_accuracy(np.arange(1800), clean, altered) == (1 - 171 / 1712, 1712)
+    assert proxy_accuracy(np.arange(1800) // 2, clean, clean) == (1.0, 900)
 
 
 def test_a_rate_can_stay_at_its_peak() -> None:
