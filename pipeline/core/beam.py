@@ -15,7 +15,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 
 from pipeline.core import paths, tables
@@ -24,6 +24,8 @@ from pipeline.core.errors import StageFailedError, UsageError, WitError
 from pipeline.core.spill import Chunk, Spill, read_chunks
 
 LOCAL_RUNNER = "FnApiRunner"
+# What an engine that places workers is asked for; a process of a stage stays below 1 GB (docs/scale.md).
+WORKER_RAM = "4GB"
 # Rows on their way to a part wait here, below the output folder; run_stage clears what a killed run left.
 SPILL_FOLDER = ".rows.tmp"
 
@@ -51,6 +53,11 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
     standard = options.view_as(StandardOptions)
     if standard.runner in (None, "DirectRunner"):
         standard.runner = LOCAL_RUNNER
+    elif standard.runner != LOCAL_RUNNER and not standard.resource_hints:
+        standard.resource_hints = [f"min_ram={WORKER_RAM}"]
+    setup = options.view_as(SetupOptions)
+    if setup.save_main_session is None:  # Beam's own choice for Dataflow is to pickle the caller's session
+        setup.save_main_session = False
     return options
 
 
