@@ -22,8 +22,8 @@ DECIMALS = 5
 SCALE = 10**DECIMALS
 # Key of a place in a list that holds nothing.
 EMPTY = -(2**31)
-_ROWS, _COLUMNS = 512, 1024  # a tile of 2 MB
-_GLANCE = 128
+TILE_ROWS, TILE_COLUMNS = 512, 1024  # a tile of 2 MB
+_GLANCE = 64
 # Unit round-off of float32: d of it bound the error of a product of two vectors of length 1 in any order of sums.
 _ROUND_OFF = 6.1e-8
 
@@ -108,7 +108,7 @@ class Finds:
         self.least = best.key[:, -1].astype(np.int64)
         self.key = np.full(best.key.shape, EMPTY, np.int32)
         self.place = np.zeros(best.key.shape, np.int64)
-        self._tile = np.empty(_ROWS * _COLUMNS, np.float32)
+        self._tile = np.empty(TILE_ROWS * TILE_COLUMNS, np.float32)
 
     def compare(self, queries: np.ndarray, base: np.ndarray, places: np.ndarray, first: int = 0) -> None:
         """Compares some of the queries with some of the block's rows.
@@ -123,13 +123,13 @@ class Finds:
 
         slack = (queries.shape[1] + 4) * _ROUND_OFF
         left, right = torch.from_numpy(queries), torch.from_numpy(base).T
-        for i in range(0, len(queries), _ROWS):
-            some = queries[i : i + _ROWS]
+        for i in range(0, len(queries), TILE_ROWS):
+            some = queries[i : i + TILE_ROWS]
             mine = slice(first + i, first + i + len(some))
-            for j in range(0, len(base), _COLUMNS):
-                columns = min(_COLUMNS, len(base) - j)
+            for j in range(0, len(base), TILE_COLUMNS):
+                columns = min(TILE_COLUMNS, len(base) - j)
                 tile = self._tile[: len(some) * columns].reshape(len(some), columns)
-                torch.mm(left[i : i + _ROWS], right[:, j : j + _COLUMNS], out=torch.from_numpy(tile))
+                torch.mm(left[i : i + TILE_ROWS], right[:, j : j + TILE_COLUMNS], out=torch.from_numpy(tile))
                 part = slice(j, j + columns)
                 _keep(
                     tile, some, base[part], places[part], slack, self.least[mine], self.key[mine], self.place[mine]
