@@ -189,8 +189,10 @@ def output_errors(where: str) -> Iterator[None]:
 
 
 def make_folder(folder: str) -> None:
-    """Creates a folder and its parents."""
+    """Creates a folder and its parents; a store has none, and no bucket is made because a name was misspelt."""
     fs, name = filesystem(folder)
+    if is_store(fs):
+        return
     with output_errors(folder):
         fs.makedirs(name, exist_ok=True)
 
