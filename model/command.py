@@ -129,6 +129,9 @@ def _export(made: argparse.ArgumentParser) -> None:
         "--format", "--form", dest="form", choices=("open_clip", "transformers", "onnx", "wit"), default=None,
         help="who shall load it (open_clip); onnx: both towers for ONNX runtimes; wit: a checkpoint of ours",
     )  # fmt: skip
+    made.add_argument("--name", metavar="NAME", help="what the model card calls it (the checkpoint's folder)")
+    path_list(made, "--scores", help="folders of `wit evaluate`, for the model card")
+    made.add_argument("--overlaps", metavar="DIR", help="folder of `wit dedup report`, for the model card")
 
 
 COMMANDS: tuple[Command, ...] = (

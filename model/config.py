@@ -322,7 +322,13 @@ class ExportConfig:
         model: Checkpoint: a folder of ours, of open_clip or of transformers, or OpenAI's archive.
         form: ``open_clip`` or ``transformers``, ``onnx`` for both towers as ONNX models, or ``wit`` to make a
             checkpoint of ours out of another's.
+        name: What the model card calls it; the checkpoint's folder unless given.
+        scores: Evaluations of the checkpoint, for the model card.
+        overlaps: Folder of ``wit dedup report``, for the model card.
     """
 
     model: str | None = input_path()
+    name: str | None = None
+    scores: tuple[str, ...] = input_paths()
+    overlaps: str | None = input_path()
     form: Literal["open_clip", "transformers", "onnx", "wit"] = "open_clip"

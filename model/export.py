@@ -1,4 +1,4 @@
-"""``wit export``: a checkpoint of any known form in the form that another program loads."""
+"""``wit export``: a checkpoint of any known form in the form that another program loads, with its model card."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from model import checkpoint, interchange, onnx_towers
 from model.clip import CLIP
 from model.config import ExportConfig
-from pipeline.core import paths
+from pipeline.core import model_card, paths
 from pipeline.core.errors import UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.stage import RunOptions, StageResult, run_stage
@@ -15,7 +15,7 @@ from pipeline.core.stage import RunOptions, StageResult, run_stage
 CONTRACT = "exported-model/1"
 OWNED = (
     checkpoint.WEIGHTS, checkpoint.CONFIG, "open_clip_*", "pytorch_model.bin",
-    onnx_towers.IMAGE_TOWER, onnx_towers.TEXT_TOWER, onnx_towers.PREPROCESSING,
+    onnx_towers.IMAGE_TOWER, onnx_towers.TEXT_TOWER, onnx_towers.PREPROCESSING, model_card.NAME,
 )  # fmt: skip
 
 
@@ -35,6 +35,7 @@ def run(config: ExportConfig, out: str, options: RunOptions) -> Manifest | None:
     def body(folder: str) -> StageResult:
         model = checkpoint.load_model(source)
         facts = write(model, folder, config.form)
+        paths.write_bytes(paths.join(folder, model_card.NAME), _card(config, source, model).encode())
         count = len(model.state_dict())
         return StageResult(rows=count, rows_in=count, extra={"form": config.form, **facts})
 
@@ -43,11 +44,21 @@ def run(config: ExportConfig, out: str, options: RunOptions) -> Manifest | None:
         stage="export",
         contract=checkpoint.CONTRACT if config.form == "wit" else CONTRACT,
         config=config,
-        inputs=[source],
+        inputs=[source, *config.scores, *([config.overlaps] if config.overlaps else [])],
         out=out,
         options=options,
         owned=OWNED,
     )
+
+
+def _card(config: ExportConfig, source: str, model: CLIP) -> str:
+    """The model card, with the training's history where the checkpoint is ours."""
+    name = config.name or source.rstrip("/").rpartition("/")[2]
+    library = {"open_clip": "open_clip", "transformers": "transformers", "onnx": "onnx"}.get(config.form)
+    return model_card.card(
+        source, name=name, architecture=model.config.to_dict(), scores=config.scores, overlaps=config.overlaps,
+        library=library,
+    )  # fmt: skip
 
 
 def write(model: CLIP, folder: str, form: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``wit report DIR``: the page and the data card of a run, from what lies in its folder."""
+"""``wit report DIR``: the page and the cards of a run, from what lies in its folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _arguments(made: argparse.ArgumentParser) -> None:
 COMMANDS = (
     Task(
         name="report",
-        help="Writes report.html and croissant.json into a run's folder, from what the run made.",
+        help="Writes report.html, croissant.json and MODEL_CARD.md into a run's folder, from what the run made.",
         arguments=_arguments,
         main="pipeline.report.command:main",
     ),
@@ -33,7 +33,7 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
         from pipeline.report.figures import open_run
 
         found = open_run(args.folder)
-        print(f"wit report: would write report.html and croissant.json to {found.folder}")  # noqa: T201
+        print(f"wit report: would write report.html and the cards to {found.folder}")  # noqa: T201
         for name, made in found.stages.items():
             print(f"  reads  {name}  ({made.rows:,} rows)")  # noqa: T201
         return
@@ -43,7 +43,7 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
 
 
 def write_report(run_folder: str) -> str:
-    """Writes ``report.html`` and ``croissant.json`` into a run's folder and returns the page's path.
+    """Writes ``report.html`` and the cards of data and model into a run's folder and returns the page's path.
 
     Raises:
         InputError: The folder is missing or holds nothing of a run.

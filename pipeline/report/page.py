@@ -6,7 +6,7 @@ import html
 from collections.abc import Callable
 from importlib import resources
 
-from pipeline.core import charts, paths
+from pipeline.core import charts, model_card, paths
 from pipeline.core.errors import InputError
 from pipeline.report import croissant, data_sections, figures, result_sections, results
 from pipeline.report.figures import AbsentError, Run
@@ -64,7 +64,7 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Run], str]], ...] = (
 
 
 def write(run_folder: str) -> str:
-    """Writes ``report.html`` and ``croissant.json`` into a run's folder and returns the page's path.
+    """Writes ``report.html``, ``croissant.json`` and, of a trained model, ``MODEL_CARD.md``; returns the page's path.
 
     Raises:
         InputError: The folder is missing or holds nothing of a run.
@@ -74,7 +74,33 @@ def write(run_folder: str) -> str:
     page = paths.join(run_folder, "report.html")
     paths.write_bytes(page, render(run).encode())
     paths.write_bytes(paths.join(run_folder, "croissant.json"), croissant.card(run).encode())
+    if "checkpoint" in run.stages:
+        paths.write_bytes(paths.join(run_folder, model_card.NAME), _model_card(run).encode())
     return page
+
+
+def _model_card(run: Run) -> str:
+    """The checkpoint's card, with those scores and overlaps that can be read."""
+    scores = [name for name in run.stages if name.startswith("scores/") and _reads(results.scores, run)]
+    overlaps = run.part("overlaps") if _reads(results.overlaps, run) else None
+    config = paths.join(run.part("checkpoint"), "config.json")
+    try:
+        architecture = results.read_json(config)
+    except InputError:
+        architecture = {}
+    folder = run.folder.rstrip("/").rpartition("/")[2]
+    return model_card.card(
+        run.part("checkpoint"), name=str(architecture.get("model", folder)), architecture=architecture,
+        scores=[paths.join(run.folder, name) for name in scores], overlaps=overlaps,
+    )  # fmt: skip
+
+
+def _reads(reader: Callable[[Run], object], run: Run) -> bool:
+    try:
+        reader(run)
+    except InputError:
+        return False
+    return True
 
 
 def render(run: Run) -> str:
@@ -82,6 +108,7 @@ def render(run: Run) -> str:
     style = charts.STYLE + resources.files("pipeline.report").joinpath("style.css").read_text("utf-8")
     links = "".join(f'<a href="#{anchor}">{title}</a>' for anchor, title, _, _ in SECTIONS)
     body = "".join(_section(run, *one) for one in SECTIONS)
+    card = f" · Model card: <code>{model_card.NAME}</code>" if "checkpoint" in run.stages else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
@@ -90,7 +117,7 @@ def render(run: Run) -> str:
         f'<header><p class="over">webimagetext · report of a run</p><h1>{html.escape(_title(run))}</h1>'
         f'<p class="lead">{_lead(run)}</p>{data_sections.note(run)}{_tiles(run)}<nav>{links}</nav></header>'
         f"<main>{body}</main><footer>Captions and pictures come from the pages that were read and belong to their "
-        "owners. Data card: <code>croissant.json</code></footer></body></html>\n"
+        f"owners. Data card: <code>croissant.json</code>{card}</footer></body></html>\n"
     )
 
 

@@ -65,7 +65,8 @@ def test_training_and_its_evaluation_share_a_folder(tmp_path: Path) -> None:
     assert all(v > 0 for _, v in found["train/gradient_norm"])
     scores = json.loads((tmp_path / "scores" / "scores.json").read_text())
     step, value = found["shards/retrieval/image_to_text_r1"][0]
-    assert (step, value) == (3, pytest.approx(scores["metrics"]["image_to_text_r1"]))
+    assert step == 3
+    assert value == pytest.approx(scores["metrics"]["image_to_text_r1"])
 
 
 def test_without_a_folder_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,23 @@ def test_open_clips_folder_and_back(config: ModelConfig, tmp_path: Path) -> None
     assert_same(checkpoint.load_model(str(tmp_path / "b")), model)
 
 
+def test_export_has_a_model_card(small_checkpoint: str, tmp_path: Path) -> None:
+    scores = tmp_path / "scores.json"
+    scores.write_text('{"task": "zero-shot", "dataset": "birds", "n": 8, "metrics": {"top1": 0.125}}')
+    words = ["--name", "tiny", "--scores", str(scores), "--out", str(tmp_path / "e"), "--quiet"]
+    assert main(["export", "--model", small_checkpoint, *words]) == 0
+    card = (tmp_path / "e" / "MODEL_CARD.md").read_text()
+    assert "library_name: open_clip" in card
+    assert "# Model card: tiny" in card
+    assert "| preset | RN-tiny |" in card
+    assert "Trained on 64 of 64 image-text pairs." in card
+    assert "| shards | `wit fetch`" in card
+    assert "| birds | zero-shot | 8 | top1 | 12.5% | – | – |" in card
+    scores.write_text("{}")
+    words[-2] = str(tmp_path / "f")
+    assert main(["export", "--model", small_checkpoint, *words]) == 1
+
+
 def test_activation_that_open_clip_leaves_out_is_gelu(tmp_path: Path) -> None:
     model = made(VIT)
     values = VIT.to_dict()

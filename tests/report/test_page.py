@@ -97,6 +97,19 @@ def test_the_page_tells_the_run_s_figures(page: str) -> None:
     assert "not so when corrected for the number of data sets" in told
 
 
+def test_the_model_has_a_card(page: str, run_folder: Path, tmp_path: Path) -> None:
+    assert "Model card: <code>MODEL_CARD.md</code>" in page
+    card = (run_folder / "MODEL_CARD.md").read_text("utf-8")
+    assert "Trained on 210 of 210 image-text pairs." in card
+    assert "| noto | zero-shot | 80 | top1 | 25% | 16% – 36% | 3.12% |" in card
+    assert "| noto | 30 of 80 (37.5%) | 25.00% | 20.00% | 40.00% | +5.00 | no | no |" in card
+    # A damaged part is missing from the card, as it is on the page.
+    shutil.copytree(run_folder, tmp_path / "run")
+    (tmp_path / "run" / "scores" / "noto" / "scores.json").write_text("{")
+    write_report(str(tmp_path / "run"))
+    assert "No scores were given" in (tmp_path / "run" / "MODEL_CARD.md").read_text("utf-8")
+
+
 def test_the_same_folder_gives_the_same_bytes(run_folder: Path) -> None:
     def written() -> list[bytes]:
         write_report(str(run_folder))
