@@ -75,7 +75,7 @@ def working_together(device: str) -> Iterator[Processes]:
     Raises:
         UsageError: A GPU is asked for and torch can use none.
     """
-    found = _device(device)
+    found = device_of(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes(device=found)
         return
@@ -86,7 +86,12 @@ def working_together(device: str) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device that ``auto``, ``cpu`` or ``cuda`` means here; under torchrun, each process's own GPU.
+
+    Raises:
+        UsageError: A GPU is asked for and torch can use none.
+    """
     usable = torch.cuda.is_available()
     if name == "cpu" or (name == "auto" and not usable):
         return CPU
