@@ -53,7 +53,7 @@ class TrainConfig:
             that adapts itself: steps whose gradients overflow are left out.
         moments: Adam's statistics in ``fp32``, or in ``bf16`` with stochastic rounding: half the memory (2.5).
         text_weights: The text side's matrices in ``fp32``, or in ``bf16`` with stochastic rounding (2.5); needs
-            ``precision`` bf16 or fp16.
+            ``precision`` bf16 or fp16, and ``parallel`` ddp, as FSDP takes weights of one type only.
         accumulation: Parts of a process's batch that are in memory one after another; equal to the whole batch for
             ViTs, while ResNets normalise by part.
         recompute: Compute activations again in the backward pass instead of keeping them.
@@ -141,6 +141,8 @@ class TrainConfig:
         _refuse(not 0 <= share <= 1, f"max_corrupt_share {share}: choose from 0 to 1")
         halved = self.text_weights == "bf16" and self.precision == "fp32"
         _refuse(halved, "text_weights bf16: choose precision bf16 or fp16 with it")
+        mixed = self.text_weights == "bf16" and self.parallel == "fsdp"
+        _refuse(mixed, "text_weights bf16: choose parallel ddp with it; FSDP takes weights of one type only")
 
     def architecture(self) -> ModelConfig:
         """The preset's model with this configuration's own geometry.
@@ -312,6 +314,37 @@ class RetrievalConfig:
         _refuse(self.batch_size < 1, f"batch_size {self.batch_size}: choose at least 1")
         _refuse(self.threads < 0, f"threads {self.threads}: choose 0 or more")
         _refuse("{}" not in self.template, f"template {self.template!r}: put {{}} where the caption goes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteConfig:
+    """How to evaluate a group of datasets (paper 3.3).
+
+    Attributes:
+        model: Checkpoint folder.
+        data: Folder that holds the datasets under their names in the registry (:mod:`model.registry`).
+        group: ``robustness``, ``zero-shot-36`` or ``linear-probe-27``; retrieval sets are left out.
+        base: The dataset that the others shift from; ``none`` for no comparison.
+        baselines: Suites of other models, from which effective robustness is told.
+        batch_size: Images encoded at once.
+        tensorboard: Folder for TensorBoard's event files; none are written unless given.
+        threads: Of torch on the CPU; 0 takes torch's own choice.
+        device: Where to compute; ``auto`` takes a GPU if there is one.
+    """
+
+    model: str | None = input_path()
+    data: str | None = input_path()
+    group: str = "robustness"
+    base: str = "imagenet"
+    baselines: tuple[str, ...] = input_paths()
+    batch_size: int = unhashed(256)
+    tensorboard: str | None = unhashed(None)
+    threads: int = unhashed(0)
+    device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
+
+    def __post_init__(self) -> None:
+        _refuse(self.batch_size < 1, f"batch_size {self.batch_size}: choose at least 1")
+        _refuse(self.threads < 0, f"threads {self.threads}: choose 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

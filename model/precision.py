@@ -31,6 +31,8 @@ class Precision:
 
     def apply(self, optimiser: torch.optim.Optimizer) -> None:
         """Takes the optimiser's step, unless the scaled gradients overflowed, and adapts the scale."""
-        self.scaler.unscale_(optimiser)  # so that gradients have their true size for who reads them afterwards
+        self.scaler.unscale_(
+            optimiser
+        )  # so that gradients have their true size for who reads them afterwards
         self.scaler.step(optimiser)
         self.scaler.update()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -223,6 +224,8 @@ def test_command(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--set", "train.image_size=33"], 2, "choose a multiple of the total stride 8"),
         (["--set", "train.short_side=20"], 2, "short_side 20: choose at least the image size, 32"),
         (["--set", "train.widht=3"], 2, "unknown key 'widht'"),
+        (["--text-weights", "bf16"], 2, "text_weights bf16: choose precision bf16 or fp16"),
+        (["--text-weights", "bf16", "--precision", "bf16", "--parallel", "fsdp"], 2, "choose parallel ddp"),
         (["--resume"], 1, "no checkpoint to go on from"),
         (["--", "--runner=X"], 2, "takes no Beam options"),
     ],
@@ -341,6 +344,60 @@ def test_accumulation_and_recomputation_are_options(shards: str, tmp_path: Path)
         assert curves[1] == pytest.approx(curves[0], abs=1e-4)
     with pytest.raises(UsageError, match=r"equal parts.*expected a divisor of 32, found 5"):
         run(config(shards, accumulation=5), str(tmp_path / "x"), QUIET)
+
+
+HALVES: dict[str, object] = {"moments": "bf16", "text_weights": "bf16"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"moments": "bf16"},
+        {"precision": "bf16", **HALVES},
+        {"precision": "fp16", **HALVES, "accumulation": 2},
+    ],
+    ids=["moments", "bf16", "fp16"],
+)
+def test_half_precision_goes_on_to_the_bit_and_learns_as_float32(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    given = {"model": "ViT-tiny", "vision_width": 32, "patch_size": 16, "checkpoint_steps": 4, "steps": 11}
+    for name, more in (("full", {}), ("half", changes)):
+        run(config(shards, **given, **more), str(tmp_path / name), QUIET)
+    full, half = (curve(tmp_path / name) for name in ("full", "half"))
+    # Steps that overflowed float16 are left out, so its curve may lag behind.
+    late = (
+        sum(a["loss_scale"] > b["loss_scale"] for a, b in itertools.pairwise([{"loss_scale": 65536}, *half]))
+        if (changes.get("precision") == "fp16")
+        else 0
+    )
+    assert [c["loss"] for c in half[late:]] == pytest.approx([c["loss"] for c in full[: 11 - late]], abs=0.3)
+    assert [c["loss"] for c in half] != [c["loss"] for c in full]
+    step = Trainer.train_step
+
+    def broken(self: Trainer, batch: Batch) -> dict[str, float]:
+        if self.step == 6:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", broken)
+        with pytest.raises(KeyboardInterrupt):
+            run(config(shards, **given, **changes), str(tmp_path / "cut"), QUIET)
+    assert checkpoint.load_state(str(tmp_path / "cut"))["step"] == 4  # type: ignore[index]
+    run(config(shards, **given, **changes, resume=True), str(tmp_path / "cut"), QUIET)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "half" / name).read_bytes(), name
+    states = [checkpoint.load_state(str(tmp_path / name)) for name in ("cut", "half")]
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+    weights = safetensors.torch.load_file(tmp_path / "half" / "model.safetensors")
+    assert all(v.dtype != torch.bfloat16 for v in weights.values())  # whoever loads them expects one type
+    if "text_weights" in changes:
+        assert states[0]["model"]["text_projection"].dtype == torch.bfloat16  # type: ignore[index]
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_training_starts_from_weights_at_a_higher_resolution(shards: str, tmp_path: Path) -> None:
