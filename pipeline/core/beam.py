@@ -98,9 +98,17 @@ def _own_error(error: BaseException) -> BaseException:
             return seen
         seen = seen.__cause__ or seen.__context__
     # Beam re-raises with the worker's class but appends the step to the text; other engines give text only.
-    return StageFailedError(
-        "a worker failed", found=str(error).splitlines()[-1][:300], hint="run with --debug"
-    )
+    return StageFailedError("a worker failed", found=told_reason(str(error))[:300], hint="run with --debug")
+
+
+def told_reason(text: str) -> str:
+    """The line of an engine's error text that says why: the end of Python's last traceback, or Java's first line."""
+    lines = [line for line in text.splitlines() if line.strip()] or [""]
+    starts = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
+    if starts:
+        ends = (line for line in lines[starts[-1] + 1 :] if not line[0].isspace())
+        return next(ends, lines[-1])
+    return lines[0] if any(line.startswith("\tat ") for line in lines) else lines[-1]
 
 
 def partition_of(values: Iterable[str], partitions: int) -> np.ndarray:

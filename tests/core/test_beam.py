@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import apache_beam as beam
@@ -19,6 +20,7 @@ from pipeline.core.beam import (
     pipeline_options,
     read_total,
     run_pipeline,
+    told_reason,
 )
 from pipeline.core.contracts import CANDIDATES
 from pipeline.core.errors import InputError, StageFailedError, UsageError
@@ -52,6 +54,27 @@ def test_options_that_beam_does_not_know_are_errors(words: list[str], named: str
 def test_malformed_beam_values_are_errors(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError):
         pipeline_options(["--direct_num_workers=many"])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("ValueError: bad [while running 'Step']", "ValueError: bad [while running 'Step']"),
+        ("first\nValueError: bad", "ValueError: bad"),
+        (
+            "Pipeline p failed: Error received from SDK harness for instruction 5: Traceback (most recent call last):\n"
+            + "  File x\n    call\nOSError: disk full\n\n\tat org.apache.beam.X(Y)\n\nDriver stacktrace:\n",
+            "OSError: disk full",
+        ),
+        (
+            "SparkException: no executors\n\tat org.apache.X(Y)\nDriver stacktrace:\n",
+            "SparkException: no executors",
+        ),
+        ("", ""),
+    ],
+)
+def test_an_engines_error_is_told_by_the_line_that_says_why(text: str, reason: str) -> None:
+    assert told_reason(text) == reason
 
 
 def _write(folder: Path, chunks: list[pa.Table], *options: str) -> dict[str, bytes]:
@@ -89,6 +112,25 @@ def test_parts_do_not_depend_on_when_rows_are_spilled_or_on_failed_attempts(
     write_chunks(str(tmp_path / "b" / core_beam.SPILL_FOLDER), [(0, [table])])
     assert _write(tmp_path / "b", chunks) == first
     assert not (tmp_path / "b" / core_beam.SPILL_FOLDER).exists()
+
+
+def test_a_part_that_stragglers_write_at_once_is_whole(tmp_path: Path) -> None:
+    """Speculation and zombies: two attempts of each task, all attempts at writing the part at the same time."""
+    table = CANDIDATES.conform(fake_table(CANDIDATES, 60))
+    order = ("pair_id", "url")
+    once = write_chunks(str(tmp_path / "spilled"), [(0, [table])])
+    again = write_chunks(str(tmp_path / "spilled"), [(0, [table])])
+    assert {path for _, (path, _) in once}.isdisjoint(path for _, (path, _) in again)
+
+    def write(folder: str, chunks: list[tuple[int, tuple[str, int]]]) -> int:
+        return core_beam._write_part((0, [c for _, c in chunks]), str(tmp_path / folder), CANDIDATES, order)
+
+    assert write("alone", once) == 60
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda i: write("raced", once if i % 2 else again), range(16))) == {60}
+    assert [p.name for p in (tmp_path / "raced").iterdir()] == ["part-00000.parquet"]
+    written = [(tmp_path / name / "part-00000.parquet").read_bytes() for name in ("alone", "raced")]
+    assert written[0] == written[1]
 
 
 def test_parts_on_a_remote_file_system() -> None:
