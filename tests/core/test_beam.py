@@ -62,8 +62,7 @@ def test_malformed_beam_values_are_errors(capsys: pytest.CaptureFixture[str]) ->
         ("ValueError: bad [while running 'Step']", "ValueError: bad [while running 'Step']"),
         ("first\nValueError: bad", "ValueError: bad"),
         (
-            "Pipeline p failed: Error received from SDK harness for instruction 5: Traceback (most recent call last):\n"
-            + "  File x\n    call\nOSError: disk full\n\n\tat org.apache.beam.X(Y)\n\nDriver stacktrace:\n",
+            "F: Traceback (most recent call last):\n  File x\nOSError: disk full\n\n\tat a.X(Y)\nDriver stacktrace:\n",
             "OSError: disk full",
         ),
         (
