@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from model.config import ExportConfig, LinearProbeConfig, RetrievalConfig, TrainConfig, ZeroShotConfig
+from model.config import (
+    ExportConfig,
+    LinearProbeConfig,
+    RetrievalConfig,
+    SuiteConfig,
+    TrainConfig,
+    ZeroShotConfig,
+)
 from pipeline.core.command import Command, path_list
 
 
@@ -121,6 +128,20 @@ def _retrieval(made: argparse.ArgumentParser) -> None:
     made.add_argument("--template", metavar="TEXT", help="what a caption is put into ({})")
 
 
+def _suite(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--model", metavar="PATH", help="checkpoint: ours, open_clip's, transformers' or OpenAI's"
+    )
+    made.add_argument("--data", metavar="DIR", help="folder of the datasets, under their registry names")
+    made.add_argument("--group", metavar="NAME", help="robustness (default), zero-shot-36 or linear-probe-27")
+    made.add_argument("--base", metavar="NAME", help="dataset that the others shift from (imagenet), or none")
+    path_list(made, "--baselines", help="suites of other models, to tell effective robustness")
+    made.add_argument("--batch-size", dest="batch_size", type=int, metavar="N", help="images encoded at once")
+    made.add_argument("--threads", type=int, metavar="N", help="torch's threads on the CPU (all cores)")
+    made.add_argument("--device", choices=("auto", "cpu", "cuda"), default=None, help="where to compute")
+    _tensorboard(made)
+
+
 def _export(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--model", metavar="PATH", help="checkpoint: ours, open_clip's, transformers' or OpenAI's"
@@ -166,6 +187,14 @@ COMMANDS: tuple[Command, ...] = (
         arguments=_retrieval,
         stage="model.retrieval:run",
         table="evaluate.retrieval",
+    ),
+    Command(
+        name="evaluate suite",
+        help="Zero-shot on a named group of datasets: their mean, and robustness to natural shifts.",
+        config=SuiteConfig,
+        arguments=_suite,
+        stage="model.suite:run",
+        table="evaluate.suite",
     ),
     Command(
         name="export",

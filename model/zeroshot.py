@@ -19,6 +19,7 @@ from model.distributed import device_of
 from model.predictions import (
     SCORES,
     Dropped,
+    Predictions,
     add_batch,
     batches,
     dataset_name,
@@ -51,16 +52,7 @@ def run(config: ZeroShotConfig, out: str, options: RunOptions) -> Manifest | Non
     config = registry.applied(config, "classification")
     if config.prompts is not None:
         config = dataclasses.replace(config, templates=read_templates(config.prompts))
-    named = read_class_names(config.class_names) if config.class_names is not None else {}
-    stray = sorted(set(named) - set(dataset.classes))
-    if named and len(stray) == len(named):
-        raise InputError(
-            "no line names a class of the dataset",
-            where=config.class_names,
-            expected=dataset.classes[0],
-            found=stray[0],
-        )
-    names = [named.get(c, class_name(c)) for c in dataset.classes]
+    names = read_names(dataset, config.class_names)
     resolved = config
 
     def body(folder: str) -> StageResult:
@@ -94,23 +86,63 @@ def evaluate(
     """Classifies every image and writes scores, predictions and dropped rows."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = device_of(config.device)
-    model = model.to(device)
-    text = model.config.text_cfg
-    tokenizer = Tokenizer(context_length=text.context_length, vocab_size=text.vocab_size)
-    classify = classifying(model, tokenizer, names, config.templates, device=device)
+    model = model.to(device_of(config.device))
     dropped: Dropped = []
-    found = new_predictions(dataset)
-    ids = [name for name, _ in dataset.files]
-    size = model.config.vision_cfg.image_size
-    with Progress("evaluate", total=len(ids), unit="images", quiet=quiet) as shown:
-        for places, images in batches(ids, dataset.read, size, config.batch_size, dropped):
-            add_batch(found, dataset, places, classify(images.to(device)))
-            shown.update(len(places))
+    found = predictions(
+        model, dataset, names, config.templates, batch_size=config.batch_size, dropped=dropped, quiet=quiet
+    )
     return write_classification(
         out, "zero-shot", dataset_name(config.name, dataset.root), dataset, found, dropped,
         metric=config.metric, more={"prompts": len(config.templates), **registry.facts(config.known_as)},
     )  # fmt: skip
+
+
+def predictions(
+    model: ImageModel, dataset: Dataset, names: Sequence[str], templates: Sequence[str], *, batch_size: int,
+    dropped: Dropped, quiet: bool, seen: Callable[[list[int], np.ndarray], None] | None = None,
+) -> Predictions:  # fmt: skip
+    """What a model takes every image of a dataset for.
+
+    Args:
+        model: On its device.
+        dataset: The images.
+        names: Of the classes.
+        templates: Prompts; ensembled.
+        batch_size: Images encoded at once.
+        dropped: Gets the images that cannot be decoded.
+        quiet: Show no progress.
+        seen: Also called with each batch's places and probabilities [B, C].
+    """
+    text, device = model.config.text_cfg, next(model.parameters()).device
+    tokenizer = Tokenizer(context_length=text.context_length, vocab_size=text.vocab_size)
+    classify = classifying(model, tokenizer, names, templates, device=device)
+    found = new_predictions(dataset)
+    ids = [name for name, _ in dataset.files]
+    with Progress("evaluate", total=len(ids), unit="images", quiet=quiet) as shown:
+        for places, images in batches(
+            ids, dataset.read, model.config.vision_cfg.image_size, batch_size, dropped
+        ):
+            probabilities = classify(images.to(device))
+            add_batch(found, dataset, places, probabilities)
+            if seen is not None:
+                seen(places, probabilities)
+            shown.update(len(places))
+    return found
+
+
+def read_names(dataset: Dataset, path: str | None) -> list[str]:
+    """The classes' names: those of a file of ``folder<TAB>name``, else the folders' as words.
+
+    Raises:
+        InputError: No line of the file names a class of the dataset.
+    """
+    named = read_class_names(path) if path is not None else {}
+    stray = sorted(set(named) - set(dataset.classes))
+    if named and len(stray) == len(named):
+        raise InputError(
+            "no line names a class of the dataset", where=path, expected=dataset.classes[0], found=stray[0]
+        )
+    return [named.get(c, class_name(c)) for c in dataset.classes]
 
 
 def classifying(

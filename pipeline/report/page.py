@@ -45,8 +45,8 @@ SECTIONS: tuple[tuple[str, str, str, Callable[[Run], str]], ...] = (
     ),
     ("training", "Training", "Thin: as logged. Thick: running mean.", result_sections.training),
     (
-        "zero-shot", "Zero-shot classification",
-        "The model knows the classes by their names alone, put into prompts; it never saw these labels.",
+        "zero-shot", "Scores of the model",
+        "Zero-shot: the model knows the classes by their names alone, put into prompts; it never saw these labels.",
         result_sections.zero_shot,
     ),
     (

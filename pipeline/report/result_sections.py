@@ -20,7 +20,12 @@ from pipeline.report.markup import panels, picture, plural, shown, table
 from pipeline.report.results import Score
 from pipeline.report.samples import Leak
 
-METRIC_NAMES = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
+METRIC_NAMES = {
+    "top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class", "mean_top1_top5": "mean(top-1, top-5)",
+    "map_11": "11-point mAP", "roc_auc": "ROC AUC", "mean": "mean over sets", "mean_gap": "mean gap",
+    **{f"image_to_text_r{k}": f"image → text R@{k}" for k in (1, 5, 10)},
+    **{f"text_to_image_r{k}": f"text → image R@{k}" for k in (1, 5, 10)},
+}  # fmt: skip
 
 
 def leaks(run: Run) -> str:
