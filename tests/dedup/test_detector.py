@@ -50,15 +50,31 @@ def test_no_layer_keeps_statistics_of_a_batch() -> None:
         assert {name for name, _ in made.named_buffers()} <= {"centre", "projection"}
 
 
-@pytest.mark.parametrize("preset", ["small", "general"])
+@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("training", [False, True])
 def test_an_embedding_does_not_depend_on_its_batch(training: bool, preset: str) -> None:
     torch.manual_seed(0)
     made = Detector(PRESETS[preset]).train(training)
-    pixels = torch.from_numpy(_pixels(6, 64))
+    pixels = _pixels(6, 64)
+    others = pixels.copy()
+    others[1:3] = pixels[0]  # copies of it
+    others[3:] = 255
     with torch.no_grad():
-        alone, together = made(pixels[:1]), made(pixels)[:1]
-    assert torch.allclose(alone, together, atol=1e-6)
+        alone = made(torch.from_numpy(pixels[:1]))
+        for batch, place in ((pixels, 0), (others, 0), (others[::-1].copy(), 5)):
+            together = made(torch.from_numpy(batch))[place : place + 1]
+            assert torch.allclose(alone, together, atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_gradient_flows_between_pictures(preset: str) -> None:
+    torch.manual_seed(0)
+    made = Detector(PRESETS[preset]).train()
+    pixels = torch.from_numpy(_pixels(4, 64)).float().requires_grad_()
+    found = made.learned(pixels)
+    (flow,) = torch.autograd.grad(found[1] @ torch.randn(found.shape[1]), pixels)
+    assert flow[1].abs().max() > 1e-6
+    assert torch.count_nonzero(flow[[0, 2, 3]]) == 0
 
 
 def test_small_preset_is_small() -> None:
