@@ -28,6 +28,8 @@ RESAMPLING = (
 )
 # Pillow rotates with these three only.
 ROTATING = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+# What lies outside a turned picture: the colour of its own corner as often as black or white.
+_CORNERS = (None, None, (0, 0, 0), (255, 255, 255))
 # Levels by which a ground's pixels differ from its colour at most, and by which its edge has faded into the picture.
 _GROUND_STEP, _GROUND_FADE = 24, 160
 
@@ -40,7 +42,8 @@ def augment(image: Image.Image, config: AugmentConfig, seed: int) -> Image.Image
         image = lay_on_ground(image, shares)
     image = crop_and_resize(image, config, draw)
     if draw.random() < config.probability * 0.7:
-        image = rotate(image, draw.uniform(-1, 1) * config.max_rotation_degrees, draw.choice(ROTATING))
+        degrees = draw.uniform(-1, 1) * config.max_rotation_degrees
+        image = rotate(image, degrees, draw.choice(ROTATING), draw.choice(_CORNERS))
     if draw.random() < config.probability:
         image = jitter_hsv(
             image,
@@ -62,30 +65,52 @@ def lay_on_ground(image: Image.Image, shares: Sequence[float]) -> Image.Image:
         image: RGB.
         shares: What is left of the ground's red, green and blue.
     """
-    from scipy import ndimage
-
-    pixels = np.asarray(image).astype(np.float32)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    levels = np.asarray(image)
+    border = np.concatenate([levels[0], levels[-1], levels[:, 0], levels[:, -1]]).astype(np.float32)
     ground = np.median(border, axis=0)
     is_ground = np.abs(border - ground).max(axis=1) <= _GROUND_STEP
     if ground.min() < 128 or is_ground.mean() < 0.5:
         return image
-    distance = np.abs(pixels - ground).max(axis=2)
-    regions, _ = ndimage.label(distance <= _GROUND_STEP)
-    touching = np.unique(np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]]))
+    pixels = levels.astype(np.float32)
+    apart = np.abs(pixels - ground)
+    distance = np.maximum(np.maximum(apart[..., 0], apart[..., 1]), apart[..., 2])
     # Two pixels of edge, where the picture fades into its ground, fade into the new one.
-    around = ndimage.binary_dilation(np.isin(regions, touching[touching > 0]), iterations=2)
+    around = _widened(_widened(_touching_border(distance <= _GROUND_STEP)))
     weight = (1 - distance / _GROUND_FADE).clip(0, 1) * around
     pixels += weight[..., None] * ground * (np.asarray(shares, np.float32) - 1)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _touching_border(mask: np.ndarray) -> np.ndarray:
+    """The connected parts of a mask [H, W] that reach its border."""
+    from scipy import ndimage
+
+    regions, count = ndimage.label(mask)
+    kept = np.zeros(count + 1, bool)
+    for edge in (regions[0], regions[-1], regions[:, 0], regions[:, -1]):
+        kept[edge] = True
+    kept[0] = False
+    return np.asarray(kept[regions])
+
+
+def _widened(mask: np.ndarray) -> np.ndarray:
+    """A mask [H, W] and its neighbours above, below, left and right."""
+    wider = mask.copy()
+    wider[1:] |= mask[:-1]
+    wider[:-1] |= mask[1:]
+    wider[:, 1:] |= mask[:, :-1]
+    wider[:, :-1] |= mask[:, 1:]
+    return wider
 
 
 def crop_and_resize(image: Image.Image, config: AugmentConfig, draw: random.Random) -> Image.Image:
     """Crops (which zooms), stretches and resizes in one or two interpolations."""
     left, top, right, bottom = 0.0, 0.0, float(image.width), float(image.height)
     if draw.random() < config.probability:
-        width = image.width * draw.uniform(config.min_crop, 1)
-        height = image.height * draw.uniform(config.min_crop, 1)
+        width = height = draw.uniform(config.min_crop, 1)
+        if draw.random() < 0.5:
+            height = draw.uniform(config.min_crop, 1)
+        width, height = image.width * width, image.height * height
         left, top = draw.uniform(0, image.width - width), draw.uniform(0, image.height - height)
         right, bottom = left + width, top + height
     scale_x = scale_y = 1.0
@@ -103,19 +128,23 @@ def crop_and_resize(image: Image.Image, config: AugmentConfig, draw: random.Rand
     return image
 
 
-def rotate(image: Image.Image, degrees: float, resample: Image.Resampling) -> Image.Image:
-    """Turns a picture about its centre; the corners take the colour of the picture's own corner."""
-    corner = image.getpixel((0, 0))
-    return image.rotate(degrees, resample, fillcolor=corner)
+def rotate(
+    image: Image.Image,
+    degrees: float,
+    resample: Image.Resampling,
+    corners: tuple[int, int, int] | None = None,
+) -> Image.Image:
+    """Turns a picture about its centre; the corners take a colour or that of the picture's own corner."""
+    return image.rotate(degrees, resample, fillcolor=corners or image.getpixel((0, 0)))
 
 
 def jitter_hsv(image: Image.Image, *, hue: float, saturation: float, value: float) -> Image.Image:
     """Turns the hue by a share of the circle and scales saturation and brightness."""
     turn = round(hue * 256)
-    table = [(i + turn) % 256 for i in range(256)]
-    for factor in (saturation, value):
-        table += [min(255, round(i * factor)) for i in range(256)]
-    return image.convert("HSV").point(table).convert("RGB")
+    levels = np.arange(256)
+    scaled = [np.minimum(255, np.rint(levels * factor)) for factor in (saturation, value)]
+    table = np.concatenate([(levels + turn) % 256, *scaled]).astype(np.int64)
+    return image.convert("HSV").point(table.tolist()).convert("RGB")
 
 
 def compress(image: Image.Image, quality: int) -> Image.Image:

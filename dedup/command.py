@@ -19,6 +19,9 @@ def _threads(made: argparse.ArgumentParser) -> None:
 def _train(made: argparse.ArgumentParser) -> None:
     path_list(made, "--images", help=_PICTURES)
     made.add_argument("--preset", choices=("resnet50", "general", "small"), help="default small")
+    made.add_argument(
+        "--start", metavar="DIR", help="a detector to go on from (with --set dedup.train.whole_pairs)"
+    )
     made.add_argument("--pairs", type=int, metavar="N", help="pairs of pictures to train on")
     made.add_argument("--batch-size", type=int, metavar="N", help="pairs in a batch")
     made.add_argument(

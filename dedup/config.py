@@ -70,6 +70,9 @@ class TrainConfig:
         images: Shards, ImageFolders, plain folders, or tables of pictures.
         preset: ``resnet50`` is the paper's detector; ``small`` trains on a laptop in minutes; ``general`` is the
             shape of the detector that ships.
+        start: Folder of a detector with a head to go on from. Only ``whole_pairs`` are trained then, at
+            ``learning_rate``, among pictures that it takes for alike; its map stays, and its shape replaces the
+            preset's.
         pairs: Pairs (a picture and its altered copy) to train on; the paper took about 30 million pictures.
         joined_pictures: Pictures on which the linear map over all features is solved; it changes little beyond.
         head_pairs: Pairs of ready-made features that the head is trained on; default: 20 for each of ``pairs``.
@@ -79,6 +82,8 @@ class TrainConfig:
         learning_rate: Peak of the cosine schedule (ours; the paper gives none).
         weight_decay: AdamW's decay of weights (not of gains and biases).
         warmup_share: Share of the steps in which the rate rises to its peak.
+        held_share: Share of the steps of ``whole_pairs`` in which the rate then stays there, before it falls in a
+            straight line; 0 lets it fall as a cosine at once.
         neighbour_share: Share of a batch drawn as groups of look-alikes; 0 draws all at random.
         held_out: Share of the pictures kept for the proxy task's accuracy and for calibration.
         max_images: Pictures at most; of more, those with the smallest keyed hash are taken.
@@ -105,6 +110,7 @@ class TrainConfig:
 
     images: tuple[str, ...] = input_paths()
     preset: Literal["resnet50", "general", "small"] = "small"
+    start: str | None = input_path()
     pairs: int = 8_000
     joined_pictures: int = 10_000
     head_pairs: int | None = None
@@ -113,6 +119,7 @@ class TrainConfig:
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     warmup_share: float = 0.05
+    held_share: float = 0.0
     neighbour_share: float = 0.5
     held_out: float = 0.15
     max_images: int = 1_000_000
@@ -147,9 +154,13 @@ class TrainConfig:
         for name in ("prior", "precision", "least_recall", "held_out"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, is {getattr(self, name)}")
-        for name in ("neighbour_share", "warmup_share"):
+        for name in ("neighbour_share", "warmup_share", "held_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], is {getattr(self, name)}")
+        if self.warmup_share + self.held_share > 1:
+            raise ValueError(f"warmup_share {self.warmup_share} and held_share {self.held_share} are above 1")
+        if self.start is not None and not self.whole_pairs:
+            raise ValueError("start goes on with whole_pairs; set them, as whole_pairs = 40000")
         if self.learning_rate <= 0 or self.weight_decay < 0:
             raise ValueError("learning_rate must be above 0 and weight_decay at least 0")
 

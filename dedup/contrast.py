@@ -21,19 +21,21 @@ Encode = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Steps and learning rate: linear warm-up, then a cosine down to 0, or no fall at all.
+    """Steps and learning rate: linear warm-up, then a cosine down to 0, a stay and a straight line, or no fall at all.
 
     Attributes:
         steps: Batches in all.
         warmup: Batches in which the rate rises.
         peak: Highest rate.
         falls: Whether it falls.
+        held: Batches at the peak after the warm-up; the rate then falls in a straight line.
     """
 
     steps: int
     warmup: int
     peak: float
     falls: bool = True
+    held: int = 0
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -41,6 +43,9 @@ class Schedule:
             return self.peak * (step + 1) / self.warmup
         if not self.falls:
             return self.peak
+        if self.held:
+            falling = self.steps - self.warmup - self.held
+            return self.peak * min(1.0, (self.steps - step) / max(1, falling))
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.peak * 0.5 * (1 + math.cos(math.pi * done))
 

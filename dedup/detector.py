@@ -177,8 +177,9 @@ class Detector(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Learned and unlearned features side by side: uint8 [N, 6, S, S] -> float32 [N, learned + DIMENSION]."""
-        learned = self.learned(pixels) * self.architecture.learned**0.5
-        return torch.cat([learned, describe(_scaled(pixels[:, :3]), _scaled(pixels[:, 3:]))], dim=1)
+        learned = self.learned(pixels).float() * self.architecture.learned**0.5
+        with _single_precision(pixels):
+            return torch.cat([learned, describe(_scaled(pixels[:, :3]), _scaled(pixels[:, 3:]))], dim=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Embeds prepared pictures.
@@ -195,14 +196,17 @@ class Detector(nn.Module):
         a = self.architecture
         if not a.hashed:
             return found
-        hashes = a.hash_weight * soft_hash(_scaled(pixels[:, :3]), a.hashed)
-        return F.normalize(torch.cat([found, hashes], dim=1), dim=1)
+        with _single_precision(pixels):
+            hashes = a.hash_weight * soft_hash(_scaled(pixels[:, :3]), a.hashed)
+            return F.normalize(torch.cat([found, hashes], dim=1), dim=1)
 
     def found(self, pixels: Tensor) -> Tensor:
         """The joined head's part of an embedding, the mean over a picture's looks: [N, found], rows of length 1."""
         each = pixels.reshape(-1, 6, *pixels.shape[2:])
-        found = self.joined_head(self.project(self.features(each)))
-        return F.normalize(found.reshape(len(pixels), -1, found.shape[1]).mean(dim=1), dim=1)
+        features = self.features(each)
+        with _single_precision(pixels):
+            found = self.joined_head(self.project(features))
+            return F.normalize(found.reshape(len(pixels), -1, found.shape[1]).mean(dim=1), dim=1)
 
     def project(self, features: Tensor) -> Tensor:
         """The closed-form map: float32 [N, learned + DIMENSION] -> [N, joined]."""
@@ -232,6 +236,11 @@ class JoinedHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, joined] -> [N, embedding], rows of length 1."""
         return F.normalize(self.straight(x) + self.outer(F.gelu(self.inner(x))), dim=1)
+
+
+def _single_precision(pixels: Tensor) -> torch.autocast:
+    """No lower precision but in the network's convolutions: what is added to them is cheap and fine."""
+    return torch.autocast(pixels.device.type, enabled=False)
 
 
 def _scaled(pixels: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from dedup.collection import Collection, draw_batch, keyed_hash
 from dedup.config import AugmentConfig, TrainConfig
 from dedup.contrast import Arithmetic, Batch, Schedule
 from dedup.descriptor import DIMENSION, discriminant
-from dedup.detector import PRESETS, Detector, prepare
+from dedup.detector import PRESETS, Detector, load, prepare
 from dedup.processes import Processes, blocks
 from dedup.trainer import Batches, Trainer
-from pipeline.core.errors import UsageError
+from pipeline.core.errors import InputError, UsageError
 from pipeline.core.progress import Progress
 from pipeline.core.snapshots import Snapshots
 
@@ -112,7 +112,6 @@ def fit(
         UsageError: A batch has fewer pairs than there are processes.
     """
     torch.manual_seed(config.seed)
-    detector = Detector(PRESETS[config.preset]).to(processes.device)
     batch_size = min(config.batch_size or BATCH_SIZES[config.preset], len(known))
     if batch_size < processes.count:
         raise UsageError(
@@ -121,6 +120,11 @@ def fit(
             expected=f"at least {processes.count}",
             found=batch_size,
         )
+    detector = (_started(config.start) if config.start else Detector(PRESETS[config.preset])).to(
+        processes.device
+    )
+    # Before a snapshot's weights come in: a run that goes on must draw as it drew.
+    likeness = _seen_by(detector, pictures, known, processes) if config.start else pictures.thumbnails[known]
     trainer = Trainer(
         detector,
         PARTS,
@@ -138,40 +142,71 @@ def fit(
         falls=not (joined and config.whole_pairs),
     )
     detector.train()
-    trainer.optimise(
-        "network",
-        detector.learned,
-        detector,
-        _picture_batches(config, pictures, known, batch_size, processes),
-        schedule,
-        weight_decay=config.weight_decay,
-    )
-    if joined and not trainer.is_done("head"):
+    side = detector.architecture.image_px
+    if not config.start:
+        trainer.optimise(
+            "network",
+            detector.learned,
+            detector,
+            _picture_batches(config, pictures, known, likeness, batch_size, processes, side=side),
+            schedule,
+            weight_decay=config.weight_decay,
+        )
+    if joined and not config.start and not trainer.is_done("head"):
         # Spread over all of them: they lie in the order of their sources.
         places = np.unique(np.linspace(0, len(known) - 1, config.joined_pictures).astype(np.int64))
         fit_joined(config, trainer, pictures, known[places])
     if joined and config.whole_pairs:
-        fit_whole(config, trainer, pictures, known, batch_size)
+        fit_whole(config, trainer, pictures, known, likeness, batch_size)
     detector.eval()
     return detector, trainer.lines
+
+
+def _started(folder: str) -> Detector:
+    detector = load(folder).detector
+    if not detector.architecture.joined:
+        raise InputError(
+            "no detector to go on from",
+            where=folder,
+            expected="one with a head over learned and unlearned features",
+            found="a network alone",
+            hint="one without is trained anew, on more pairs",
+        )
+    return detector
+
+
+def _seen_by(detector: Detector, pictures: Collection, known: np.ndarray, processes: Processes) -> np.ndarray:
+    """What a detector makes of pictures, its hash left out: float32 [N, found]."""
+    prepared = partial(prepare, side=detector.architecture.image_px, joined=True)
+    return embed_pictures(
+        detector.found,
+        detector.architecture.found,
+        prepared,
+        pictures,
+        known,
+        [None] * len(known),
+        AugmentConfig(),
+        processes,
+    )
 
 
 def _picture_batches(
     config: TrainConfig,
     pictures: Collection,
     known: np.ndarray,
+    likeness: np.ndarray,
     batch_size: int,
     processes: Processes,
     *,
+    side: int,
     joined: bool = False,
     first_step: int = 0,
 ) -> Batches:
     """Two views of each picture as uint8 [b, 3 or 6, S, S], this process's rows of B, and the groups of all, [B]."""
-    thumbnails = pictures.thumbnails[known]
-    prepared = partial(prepare, side=PRESETS[config.preset].image_px, joined=joined)
+    prepared = partial(prepare, side=side, joined=joined)
 
     def make(step: int, draw: np.random.Generator) -> Batch:
-        chosen = known[draw_batch(thumbnails, batch_size, config.neighbour_share, draw)]
+        chosen = known[draw_batch(likeness, batch_size, config.neighbour_share, draw)]
         names = [f"{first_step + step} {place}".encode() for place in range(len(chosen))]
         rows = processes.part(len(chosen))
         own, seeds = chosen[rows], [keyed_hash(name, config.seed) for name in names[rows]]
@@ -224,20 +259,36 @@ def fit_joined(config: TrainConfig, trainer: Trainer, pictures: Collection, know
 
 
 def fit_whole(
-    config: TrainConfig, trainer: Trainer, pictures: Collection, known: np.ndarray, batch_size: int
+    config: TrainConfig,
+    trainer: Trainer,
+    pictures: Collection,
+    known: np.ndarray,
+    likeness: np.ndarray,
+    batch_size: int,
 ) -> None:
     """Trains network and head together on one look at each picture; the linear map between them stays."""
+    detector = trainer.detector
     steps = math.ceil(config.whole_pairs / batch_size)
-    before = math.ceil(config.pairs / batch_size)
-    processes = trainer.how.processes
-    trainer.optimise(
-        "whole",
-        trainer.detector.found,
-        trainer.detector,
-        _picture_batches(config, pictures, known, batch_size, processes, joined=True, first_step=before),
-        Schedule(steps=steps, warmup=math.ceil(steps * config.warmup_share), peak=WHOLE_RATE),
-        weight_decay=config.weight_decay,
+    before = 0 if config.start else math.ceil(config.pairs / batch_size)
+    batches = _picture_batches(
+        config,
+        pictures,
+        known,
+        likeness,
+        batch_size,
+        trainer.how.processes,
+        side=detector.architecture.image_px,
+        joined=True,
+        first_step=before,
     )
+    schedule = Schedule(
+        steps=steps,
+        warmup=math.ceil(steps * config.warmup_share),
+        peak=config.learning_rate if config.start else WHOLE_RATE,
+        held=round(steps * config.held_share),
+    )
+    # The hash is in the embeddings that are compared, so that the rest learns what it cannot tell.
+    trainer.optimise("whole", detector, detector, batches, schedule, weight_decay=config.weight_decay)
 
 
 def _joined_batches(

@@ -81,7 +81,7 @@ def _run_first(
             stage=STAGE,
             contract=CONTRACT,
             config=config,
-            inputs=config.images,
+            inputs=(*config.images, config.start) if config.start else config.images,
             out=out,
             options=options,
             owned=(WEIGHTS, CONFIG, METRICS, *snapshots.NAMES),

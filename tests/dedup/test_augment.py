@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dedup.augment import augment, jitter_hsv, lay_on_ground, rotate
+from dedup.augment import augment, crop_and_resize, jitter_hsv, lay_on_ground, rotate
 from dedup.config import AugmentConfig
 from pipeline.core.fakes import picture
 
@@ -42,6 +44,22 @@ def test_rotation_fills_with_the_corner() -> None:
     image = Image.new("RGB", (32, 32), (10, 200, 30))
     turned = np.asarray(rotate(image, 5, Image.Resampling.BICUBIC))
     assert (turned == (10, 200, 30)).all()
+
+
+def test_rotation_fills_with_a_colour_if_told() -> None:
+    turned = np.asarray(
+        rotate(Image.new("RGB", (32, 32), (10, 200, 30)), 9, Image.Resampling.NEAREST, (0, 0, 0))
+    )
+    assert (turned[0, 0] == 0).all()
+    assert (turned[16, 16] == (10, 200, 30)).all()
+
+
+def test_half_of_the_crops_keep_a_pictures_shape() -> None:
+    config = AugmentConfig(probability=1, min_crop=0.5, min_scale=1, max_scale=1, max_aspect=1)
+    image = Image.new("RGB", (200, 100))
+    sizes = [crop_and_resize(image, config, random.Random(seed)).size for seed in range(200)]
+    kept = sum(abs(width - 2 * high) <= 3 for width, high in sizes)
+    assert 90 <= kept <= 130
 
 
 def test_another_ground_leaves_the_picture_and_what_it_encloses() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,11 +14,12 @@ from dedup.calibrate import choose_threshold
 from dedup.collection import Collection, draw_batch
 from dedup.config import TrainConfig
 from dedup.contrast import Schedule, info_nce
-from dedup.detector import load
+from dedup.detector import PRESETS, Detector, load, save
 from dedup.fit import BATCH_SIZES
 from dedup.train import proxy_accuracy, run
 from pipeline.cli import main
 from pipeline.core import manifest
+from pipeline.core.errors import InputError
 from pipeline.core.stage import RunOptions
 
 QUIET = RunOptions(quiet=True)
@@ -62,6 +64,30 @@ def test_network_and_head_are_trained_together_at_last(shards: str, detector: st
     weights = tmp_path / "out" / "model.safetensors"
     assert weights.stat().st_size < 0.51 * (Path(detector) / "model.safetensors").stat().st_size
     assert next(load(str(tmp_path / "out")).detector.parameters()).dtype == torch.float32
+
+
+def test_training_goes_on_from_a_detector(shards: str, detector: str, tmp_path: Path) -> None:
+    config = TrainConfig(images=(shards,), start=detector, whole_pairs=64, batch_size=16, device="cpu")
+    run(config, str(tmp_path / "out"), QUIET)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["part"] for line in lines if line["event"] == "step"] == ["whole"]
+    assert any(given["path"] == detector for given in manifest.read(str(tmp_path / "out")).inputs)
+    before, after = (load(folder).detector.state_dict() for folder in (detector, str(tmp_path / "out")))
+    assert {name for name in before if before[name].equal(after[name])} >= {"centre", "projection"}
+    assert not before["stem.direction"].equal(after["stem.direction"])
+
+
+def test_only_a_detector_with_a_head_is_gone_on_from(shards: str, tmp_path: Path) -> None:
+    alone = dataclasses.replace(PRESETS["small"], joined=0, hidden=0, embedding=128)
+    save(str(tmp_path / "alone"), Detector(alone), threshold=None, notes={})
+    config = TrainConfig(images=(shards,), start=str(tmp_path / "alone"), whole_pairs=64, batch_size=16)
+    with pytest.raises(InputError, match="no detector to go on from"):
+        run(config, str(tmp_path / "out"), QUIET)
+
+
+def test_a_held_rate_falls_in_a_straight_line() -> None:
+    schedule = Schedule(steps=20, warmup=2, peak=1.0, held=8)
+    assert [schedule.rate(step) for step in (0, 1, 9, 10, 15, 19)] == pytest.approx([0.5, 1, 1, 1, 0.5, 0.1])
 
 
 def test_a_killed_run_starts_again(shards: str, detector: str, tmp_path: Path) -> None:
