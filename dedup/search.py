@@ -36,12 +36,13 @@ from dedup.vectors import (
     read_values,
 )
 from pipeline.core import beam as stages
-from pipeline.core import paths, tables
+from pipeline.core import counters, paths, tables
 from pipeline.core.contracts import EMBEDDINGS, NEIGHBOURS
 from pipeline.core.errors import InputError, UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
 from pipeline.core.stage import RunOptions, StageResult, run_stage
+from pipeline.core.worklog import working
 
 STAGE = "dedup search"
 EVAL_ROWS_PER_SLICE = 65_536
@@ -240,11 +241,13 @@ class CompareBlocks(beam.DoFn):
         if self.best is None:
             self.best = Best.nothing(len(self.queries), self.config.k)
             self.exact = Best.nothing(len(self.sample), self.config.k)
-        for ids, values in read_block(*span, self.config.block_rows):
-            if len(self.queries):
-                check_dimension(self.queries.shape[1], values.shape[1], span[0])
-                self._compare(nearest.block(values, ids, self.config.k))
-            tick(len(ids))
+        with working(STAGE, span[0]):
+            for ids, values in read_block(*span, self.config.block_rows):
+                if len(self.queries):
+                    check_dimension(self.queries.shape[1], values.shape[1], span[0])
+                    self._compare(nearest.block(values, ids, self.config.k))
+                counters.count(STAGE, "compared", len(ids))
+                tick(len(ids))
 
     def _compare(self, block: nearest.Block) -> None:
         assert self.best is not None
@@ -291,6 +294,7 @@ def _slice_table(item: tuple[int, Best], eval_files: Sequence[str]) -> list[pa.T
             **{f"eval_{name}": facts.column(name) for name in FACTS.names},
         }
     )
+    counters.count_rows(STAGE, rows_in=table.num_rows, rows_out=table.num_rows)
     return [table] if table.num_rows else []
 
 

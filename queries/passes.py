@@ -25,16 +25,18 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 
-from pipeline.core import paths, tables
+from pipeline.core import counters, paths, tables
 from pipeline.core.beam import split_table
 from pipeline.core.contracts import Contract
 from pipeline.core.progress import tick
+from pipeline.core.worklog import working
 from queries import bigrams, pageviews, runners_up, streams, wikipedia, words
 from queries.lexicon import BREAK, Batch, Lexicon
 from queries.streams import Loss
 from queries.wikipedia import Site, Split
 from queries.wikitext import plain_text
 
+STAGE = "queries"
 # Tokens held before they are written: 4 bytes each, and the dictionary beside them.
 BATCH_TOKENS = 8_000_000
 BATCH_TITLES = 1_000_000
@@ -57,7 +59,9 @@ VIEWS_TABLE = Contract("queries-views", 1, pageviews.VIEWS, made_by="wit queries
 
 
 def write_report(work: str, name: str, counts: Mapping[str, int], lost: Iterable[Loss]) -> None:
-    """Leaves what a worker counted and lost for the stage's manifest."""
+    """Leaves what a worker counted and lost for the stage's manifest, and adds it to the stage's counters."""
+    lost = list(lost)
+    counters.count_reasons(STAGE, {**counts, "lost": sum(loss.count for loss in lost)})
     losses = [[loss.path, loss.reason, loss.offset, loss.count] for loss in lost]
     text = json.dumps({"counts": counts, "lost": losses}, sort_keys=True)
     paths.write_bytes(paths.join(work, f"report-{name}.json"), text.encode())
@@ -104,14 +108,16 @@ def read_split(item: tuple[int, Split], work: str) -> Iterator[tuple[int, str]]:
     batch = 0
     lexicon = Lexicon()
     titles: list[tuple[str, str | None]] = []
-    for page in wikipedia.read(split, lost, counts):
-        tick()
-        titles.append((page.title, page.target))
-        if page.target is None:
-            lexicon.add(page.text if page.plain else plain_text(page.text, split.site.hidden))
-        if lexicon.placed >= BATCH_TOKENS or len(titles) >= BATCH_TITLES:
-            yield from _flush(lexicon.take(WORD_PARTITIONS), titles, work, f"{index:05d}-{batch:05d}", counts)
-            batch, titles = batch + 1, []
+    with working(STAGE, f"{split.path} {index}"):
+        for page in wikipedia.read(split, lost, counts):
+            tick()
+            titles.append((page.title, page.target))
+            if page.target is None:
+                lexicon.add(page.text if page.plain else plain_text(page.text, split.site.hidden))
+            if lexicon.placed >= BATCH_TOKENS or len(titles) >= BATCH_TITLES:
+                name = f"{index:05d}-{batch:05d}"
+                yield from _flush(lexicon.take(WORD_PARTITIONS), titles, work, name, counts)
+                batch, titles = batch + 1, []
     yield from _flush(lexicon.take(WORD_PARTITIONS), titles, work, f"{index:05d}-{batch:05d}", counts)
     write_report(work, f"wikipedia-{index:05d}", counts, lost)
 
@@ -282,9 +288,11 @@ def read_views(item: tuple[int, str], work: str, site: Site) -> Iterator[tuple[i
     lost: list[Loss] = []
     counts: dict[str, int] = defaultdict(int)
     lines = wikipedia.lines(streams.read(path, 0, paths.size(path), lost))
-    for piece in pageviews.count(lines, site.project, path, lost, counts):
-        tick(len(piece))
-        yield from split_table(pageviews.clean(piece, site, counts), key="title", partitions=VIEW_PARTITIONS)
+    with working(STAGE, path):
+        for piece in pageviews.count(lines, site.project, path, lost, counts):
+            tick(len(piece))
+            clean = pageviews.clean(piece, site, counts)
+            yield from split_table(clean, key="title", partitions=VIEW_PARTITIONS)
     write_report(work, f"pageviews-{index:05d}", counts, lost)
 
 

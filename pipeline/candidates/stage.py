@@ -19,7 +19,7 @@ from pipeline.candidates.rows import TablePart, read_table, table_parts
 from pipeline.candidates.saved import SavedPage, origins_of, read_saved, saved_pages
 from pipeline.candidates.warc import read_warc
 from pipeline.candidates.wat import read_wat
-from pipeline.core import paths, tables
+from pipeline.core import counters, paths, tables
 from pipeline.core.beam import (
     WriteDropped,
     WriteTables,
@@ -35,6 +35,7 @@ from pipeline.core.errors import InputError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
 from pipeline.core.stage import RunOptions, StageResult, run_stage
+from pipeline.core.worklog import working
 
 STAGE = "candidates"
 ORDER = ("pair_id", "page_url", "origin", "origin_offset", "text_source")
@@ -59,6 +60,11 @@ class Archive:
 
 
 Split = Archive | TablePart | tuple[SavedPage, ...]
+
+
+def name_of(split: Split) -> str:
+    """How a log line names a split."""
+    return split[0].path if isinstance(split, tuple) else split.path
 
 
 def splits(config: CandidatesConfig) -> list[Split]:
@@ -135,13 +141,15 @@ class Extract(beam.DoFn):
     def process(self, element: Split) -> Iterator[Any]:
         """Reads one split."""
         items = read_split(element, self._config, self._pages)
-        while batch := list(islice(items, BATCH_ROWS)):
-            yield beam.pvalue.TaggedOutput("seen", len(batch))
-            if pairs := [i for i in batch if isinstance(i, Pair)]:
-                yield table_of(pairs)
-            if lost := [(i.reason, i.id, i.detail) for i in batch if isinstance(i, Lost)]:
-                yield beam.pvalue.TaggedOutput("dropped", tables.dropped_table(STAGE, lost))
-            tick(len(batch))
+        with working(STAGE, name_of(element)):
+            while batch := list(islice(items, BATCH_ROWS)):
+                yield beam.pvalue.TaggedOutput("seen", len(batch))
+                if pairs := [i for i in batch if isinstance(i, Pair)]:
+                    yield table_of(pairs)
+                if lost := [(i.reason, i.id, i.detail) for i in batch if isinstance(i, Lost)]:
+                    yield beam.pvalue.TaggedOutput("dropped", tables.dropped_table(STAGE, lost))
+                counters.count_rows(STAGE, rows_in=len(batch), rows_out=len(pairs))
+                tick(len(batch))
 
 
 @dataclass(eq=False)

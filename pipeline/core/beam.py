@@ -18,7 +18,7 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, StandardOptions
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 
-from pipeline.core import paths, tables
+from pipeline.core import counters, paths, tables
 from pipeline.core.contracts import DROPPED, Contract
 from pipeline.core.errors import StageFailedError, UsageError, WitError
 from pipeline.core.spill import Chunk, Spill, read_chunks
@@ -71,8 +71,8 @@ def engine(options: PipelineOptions) -> str:
     return str(options.view_as(StandardOptions).runner)
 
 
-def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOptions) -> None:
-    """Builds and runs a pipeline to its end.
+def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOptions) -> counters.Totals:
+    """Builds and runs a pipeline to its end; returns its counters, which some engines lose.
 
     Raises:
         WitError: What one of our own functions raised inside a worker, unwrapped from Beam's.
@@ -81,7 +81,8 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
     try:
-        state = pipeline.run().wait_until_finish()
+        result = pipeline.run()
+        state = result.wait_until_finish()
     except Exception as error:
         raise _own_error(error) from error
     if state is not None and str(state) != "DONE":
@@ -89,6 +90,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
             "the pipeline did not finish", where=engine(options), expected="DONE", found=state
         )
     _remove_spilled(pipeline)
+    return counters.totals(result)
 
 
 def _own_error(error: BaseException) -> BaseException:
@@ -247,7 +249,7 @@ class WriteDropped(beam.PTransform[Any, Any]):
 def _count_reasons(table: pa.Table) -> pa.Table:
     stages = table.column("stage").to_pylist()[:1]
     for entry in table.column("reason").combine_chunks().value_counts():
-        beam.metrics.Metrics.counter(stages[0], entry["values"].as_py()).inc(entry["counts"].as_py())
+        counters.count(stages[0], entry["values"].as_py(), entry["counts"].as_py())
     return table
 
 

@@ -1,7 +1,7 @@
 """Progress on a terminal: one line with stage, count, rate and time left; silent when nobody watches.
 
 Beam's local engine blocks until it is done and reports no live metrics, so stages tick a counter of this process
-instead; workers in other processes tick counters of their own that nobody shows.
+instead; workers in other processes tick counters of their own, which :mod:`pipeline.core.worklog` tells.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import threading
 import time
 from typing import TextIO
 
+from pipeline.core import worklog
+
 _current: Progress | None = None
 
 
@@ -18,6 +20,8 @@ def tick(amount: int = 1) -> None:
     """Counts work done in the progress line that is showing, if any."""
     if _current is not None:
         _current.update(amount)
+    else:
+        worklog.advance(amount)
 
 
 class Progress:
@@ -53,8 +57,9 @@ class Progress:
     def __enter__(self) -> Progress:
         global _current
         _current = self
-        if self.shown:
-            self._thread = threading.Thread(target=self._show, daemon=True)
+        if self.shown or worklog.switched_on():
+            show = self._show if self.shown else self._log
+            self._thread = threading.Thread(target=show, daemon=True)
             self._thread.start()
         return self
 
@@ -64,6 +69,7 @@ class Progress:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        if self.shown:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
 
@@ -85,6 +91,14 @@ class Progress:
         if self.total and self.done:
             text += f", {duration((self.total - self.done) / rate)} left"
         return f"{text}  {self.note}".rstrip()
+
+    def _log(self) -> None:
+        while not self._stop.wait(worklog.EVERY_S):
+            seconds = time.monotonic() - self._started
+            of = {"of": self.total} if self.total else {}
+            worklog.say(
+                self.stage, done=self.done, **of, unit=self.unit, seconds=seconds, per_s=self.done / seconds
+            )
 
     def _show(self) -> None:
         while not self._stop.wait(0.2):

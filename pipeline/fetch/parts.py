@@ -13,8 +13,9 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 
-from pipeline.core import paths, tables
+from pipeline.core import counters, paths, tables
 from pipeline.core.progress import tick
+from pipeline.core.worklog import working
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.decode import Decoder, decoder_for
 from pipeline.fetch.hooks import read_deny_list
@@ -129,7 +130,10 @@ class DecodeParts(beam.DoFn):
 
     def process(self, element: str) -> Iterator[int]:
         """Decodes one part; a retried element finds it done."""
-        yield decode_part(element, self._work, self._config, self._decoder, self._denied)
+        with working("fetch", f"decode {element}"):
+            urls = decode_part(element, self._work, self._config, self._decoder, self._denied)
+        counters.count("fetch.urls", "decoded", urls)
+        yield urls
 
     def teardown(self) -> None:
         """Ends the decoder."""

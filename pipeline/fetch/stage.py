@@ -11,6 +11,7 @@ shards stay.
 
 from __future__ import annotations
 
+import json
 import sys
 import zlib
 from collections import Counter
@@ -23,7 +24,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
-from pipeline.core import manifest, paths, tables
+from pipeline.core import counters, manifest, paths, tables
 from pipeline.core.beam import LOCAL_RUNNER, engine, pipeline_options, run_pipeline, split_table
 from pipeline.core.contracts import PAIRS, SHARDS
 from pipeline.core.errors import UsageError
@@ -31,8 +32,9 @@ from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
 from pipeline.core.spill import Chunk, Spill, read_chunks
 from pipeline.core.stage import RunOptions, StageResult, clear, run_stage
+from pipeline.core.worklog import working
 from pipeline.fetch import duplicates, hooks, ledger, retry, reuse, shards, staging, top_up
-from pipeline.fetch.client import Client
+from pipeline.fetch.client import Answer, Client
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.decode import require_engine
 from pipeline.fetch.join import PART_PAIRS, build_join, read_pairs
@@ -45,6 +47,7 @@ from pipeline.fetch.staging import DECODED, RAW, GroupStaging, indexes
 from pipeline.fetch.summary import summarise
 
 STAGE = "fetch"
+URLS = "fetch.urls"  # counters of requests, each as soon as it is answered; those of `fetch` are of pairs
 FILES = ("*.tar", "[0-9]*.parquet", "*_stats.json", f"{ledger.FOLDER}/*")
 OWNED = (*FILES, f"{staging.FOLDER}/*", f"{retry.PREVIOUS}/*")
 MakeClient = Callable[[FetchConfig], Client]
@@ -307,10 +310,18 @@ def fetch_group(
     asked = 0
     if targets:
         spent = asked_before(before) if config.max_per_host else None
-        for count in staged.write(Schedule(make(config)).run(targets, spent)):
-            asked += count
-            tick(count)
+        with working(STAGE, f"hosts {group}"):
+            for count in staged.write(_counted(Schedule(make(config)).run(targets, spent))):
+                asked += count
+                tick(count)
     return asked
+
+
+def _counted(answers: Iterable[tuple[Target, Answer]]) -> Iterator[tuple[Target, Answer]]:
+    """The answers, each counted by what became of its URL while the run goes on."""
+    for target, answer in answers:
+        counters.count(URLS, "downloaded" if answer.refusal is None else answer.refusal.reason)
+        yield target, answer
 
 
 def _urls(chunks: list[pa.Table]) -> set[str]:
@@ -376,7 +387,12 @@ def _write_shard(
     item: tuple[int, Iterable[Chunk]], plan: ShardPlan, work: str, out: str, config: FetchConfig
 ) -> int:
     shard, chunks = item
-    return shards.write_shard((shard, read_chunks(chunks)), plan, work, out, config)
+    with working(STAGE, f"shard {shard}"):
+        rows = shards.write_shard((shard, read_chunks(chunks)), plan, work, out, config)
+    results: dict[str, int] = json.loads(paths.read_bytes(shards.stats_file(out, shard)))["status_dict"]
+    counters.count_rows(STAGE, rows_in=rows, rows_out=results.pop("success", 0))
+    counters.count_reasons(STAGE, results)
+    return rows
 
 
 def _read(file: str) -> Iterator[pa.Table]:

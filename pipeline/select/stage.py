@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core import manifest, paths, tables
+from pipeline.core import counters, manifest, paths, tables
 from pipeline.core.beam import WriteTotal, engine, pipeline_options, run_pipeline
 from pipeline.core.contracts import CANDIDATES, DROPPED, PAIRS, QUERIES, QUERY_COUNTS
 from pipeline.core.errors import ContractError, InputError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
 from pipeline.core.stage import RunOptions, StageResult, run_stage
+from pipeline.core.worklog import working
 from pipeline.select.balance import Balanced
 from pipeline.select.config import SelectConfig
 from pipeline.select.decide import FATES, Decision, decide, pack
@@ -86,6 +87,7 @@ class FilterAndMatch(beam.DoFn):
             pq.ParquetWriter(matched_file, MATCHED, compression="lz4") as matched_writer,
             pq.ParquetWriter(lost_file, DROPPED.schema, compression="lz4") as lost_writer,
             paths.open_input(element.path, decompress=False) as opened,
+            working(STAGE, element.name),
         ):
             reader = pq.ParquetFile(opened)
             columns = CANDIDATES.schema.names
@@ -95,8 +97,9 @@ class FilterAndMatch(beam.DoFn):
                     matched, dropped = filter_and_match(table, self._tools)
                     matched_writer.write_table(matched)
                     lost_writer.write_table(dropped.cast(DROPPED.schema))
-                    for reason, times in Counter(dropped.column("reason").to_pylist()).items():
-                        beam.metrics.Metrics.counter(STAGE, reason).inc(times)
+                    counters.count_rows(STAGE, rows_in=batch.num_rows)
+                    counters.count(STAGE, "matched", matched.num_rows)
+                    counters.count_reasons(STAGE, Counter(dropped.column("reason").to_pylist()))
                     rows += batch.num_rows
                     tick(batch.num_rows)
             except (pa.ArrowException, OSError) as error:
