@@ -90,14 +90,15 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def _as(value: Tensor, own: Tensor) -> Tensor:
-    """A whole tensor, cut as another one is."""
+    """A whole tensor, cut and laid out as another one is: fused optimisers read moments by place, not by stride."""
+    shaped = value.reshape(own.shape) if value.numel() == 1 else value
     if not _is_cut(own):
-        return value.reshape(own.shape) if value.numel() == own.numel() == 1 else value
+        return torch.empty_like(own, dtype=value.dtype).copy_(shaped)
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(own, DTensor)
-    shaped = value.reshape(own.shape) if value.numel() == 1 else value
-    return distribute_tensor(shaped.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+    placed = shaped.to(own.device).contiguous()
+    return distribute_tensor(placed, own.device_mesh, own.placements, src_data_rank=None)
 
 
 def _is_cut(value: object) -> bool:

@@ -48,6 +48,58 @@ distributed.stop()
 """
 
 
+SHARDED = """
+import json, os, shutil, sys
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from model import checkpoint, distributed
+from model.config import TrainConfig
+from model.trainer import Trainer
+from model.shards import read_index
+root, values = sys.argv[1], json.loads(sys.argv[2])
+values["shards"] = tuple(values["shards"])
+distributed.start(torch.device("cpu"))
+
+def train(name, stop=None, **changes):
+    if distributed.rank() == 0:
+        os.makedirs(f"{root}/{name}", exist_ok=True)
+    dist.barrier()
+    config = TrainConfig(**{**values, "checkpoint_steps": 2, **changes})
+    trainer = Trainer(config, f"{root}/{name}", read_index(config.shards))
+    step = trainer.train_step
+    def broken(batch):
+        if trainer.step == stop:
+            raise KeyboardInterrupt
+        return step(batch)
+    trainer.train_step = broken
+    try:
+        trainer.train(quiet=True)
+    except KeyboardInterrupt:
+        assert stop is not None
+    dist.barrier()
+    return trainer
+
+whole = train("fsdp", parallel="fsdp")
+own = [p for p in whole.model.parameters() if isinstance(p, DTensor)]
+assert len(own) == len(list(whole.model.parameters()))
+held = sum(p.to_local().numel() for p in own)
+assert held < 0.6 * sum(p.numel() for p in own), "each process holds about half"
+train("cut", stop=3, parallel="fsdp")
+train("other", stop=3)
+if distributed.rank() == 0:
+    assert checkpoint.load_state(f"{root}/cut")["step"] == 2
+    shutil.copytree(f"{root}/cut", f"{root}/to-ddp")
+    shutil.copytree(f"{root}/other", f"{root}/to-fsdp")
+dist.barrier()
+train("cut", resume=True, parallel="fsdp")
+train("to-ddp", resume=True)
+train("to-fsdp", resume=True, parallel="fsdp")
+train("half", parallel="fsdp", moments="bf16", precision="fp16", model="RN-tiny", accumulation=2, recompute=True)
+distributed.stop()
+"""
+
+
 def torchrun(*arguments: str) -> str:
     made = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments],
@@ -97,3 +149,33 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         "-m", "pipeline", "train", *[c for c in common if c != "--quiet"], "--out", str(tmp_path / "two")
     )
     assert "already done" in again
+
+
+@pytest.mark.slow
+def test_cut_weights_train_as_whole_ones_and_go_on_as_either(tmp_path: Path) -> None:
+    """FSDP: equals one process; a resumed run equals an unbroken one to the bit; DDP's states fit it and its DDP."""
+    shards = fakes.fake_shards(str(tmp_path / "s"), 48, per_shard=20, size=40)
+    values: dict[str, object] = {
+        "model": "ViT-tiny", "batch_size": 16, "warmup_steps": 1, "vocab_size": 2000, "steps": 5,
+        "learning_rate": 1e-3, "short_side": 36, "threads": 1, "device": "cpu", "shards": (shards,),
+    }  # fmt: skip
+    run(TrainConfig(**values), str(tmp_path / "one"), RunOptions(quiet=True))  # type: ignore[arg-type]
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    torchrun(str(script), str(tmp_path), json.dumps(values))
+    lines = {
+        name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "fsdp", "cut", "to-ddp", "to-fsdp", "half")
+    }
+    wanted = [line["loss"] for line in lines["one"]]
+    weights = safetensors.torch.load_file(tmp_path / "one" / "model.safetensors")
+    for name in ("fsdp", "to-ddp", "to-fsdp"):
+        assert [line["loss"] for line in lines[name]] == pytest.approx(wanted, abs=2e-5)
+        found = safetensors.torch.load_file(tmp_path / name / "model.safetensors")
+        assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in weights.items()}
+        for key, value in weights.items():
+            assert (found[key] - value).abs().mean() < 1e-5, key
+    for name in ("metrics.jsonl", "model.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "fsdp" / name).read_bytes()
+    assert len(lines["half"]) == 5
+    assert lines["half"][-1]["loss_scale"] >= 1024

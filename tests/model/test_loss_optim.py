@@ -20,6 +20,7 @@ from model.optim import (
     learning_rate_at,
     rounded_stochastically,
 )
+from model.precision import Precision
 from model.presets import preset
 
 
@@ -190,3 +191,33 @@ def test_text_weights_in_half_precision_are_the_matrices_outside_the_image_tower
     assert not any(n.startswith("visual.") or n.endswith("bias") or "ln_" in n for n in halved)
     made = adamw(model, weight_decay=0.2, beta1=0.9, beta2=0.98, epsilon=1e-6)
     assert isinstance(made, HalfPrecisionAdamW)
+
+
+def test_float16_leaves_out_a_step_that_overflows_and_scales_less() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(6, 2)
+    precision = Precision("fp16", torch.device("cpu"))
+    made = adamw(model, weight_decay=0.2, beta1=0.9, beta2=0.98, epsilon=1e-6, moments="bf16")
+    for group in made.param_groups:
+        group["lr"] = 1e-2
+    before, scales = copy.deepcopy(model.state_dict()), []
+    for size in (1e4, 1e4, 1.0):
+        with precision.autocast():
+            out = model(torch.full((4, 6), size))
+        assert out.dtype == torch.float16
+        loss = (out.float() * torch.tensor([1.0, -1.0])).mean()
+        made.zero_grad()
+        precision.scaler.scale(loss).backward()
+        precision.apply(made)
+        scales.append(precision.scaler.get_scale())
+        if size > 1:
+            torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+            assert not made.state
+    assert scales == [32768, 16384, 16384]
+    assert model.weight.grad is not None
+    torch.testing.assert_close(model.weight.grad[0], torch.full((6,), 0.5))  # true size, not the scaled one
+    assert not torch.equal(model.weight, before["weight"])
+    other = Precision("fp16", torch.device("cpu"))
+    other.scaler.load_state_dict(precision.scaler.state_dict())
+    assert other.scaler.get_scale() == 16384
+    assert Precision("bf16", torch.device("cpu")).scaler.state_dict() == {}

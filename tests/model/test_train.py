@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -365,13 +365,8 @@ def test_half_precision_goes_on_to_the_bit_and_learns_as_float32(
     for name, more in (("full", {}), ("half", changes)):
         run(config(shards, **given, **more), str(tmp_path / name), QUIET)
     full, half = (curve(tmp_path / name) for name in ("full", "half"))
-    # Steps that overflowed float16 are left out, so its curve may lag behind.
-    late = (
-        sum(a["loss_scale"] > b["loss_scale"] for a, b in itertools.pairwise([{"loss_scale": 65536}, *half]))
-        if (changes.get("precision") == "fp16")
-        else 0
-    )
-    assert [c["loss"] for c in half[late:]] == pytest.approx([c["loss"] for c in full[: 11 - late]], abs=0.3)
+    assert [c["loss"] for c in half] == pytest.approx([c["loss"] for c in full], abs=0.02)
+    assert ("loss_scale" in half[0]) == (changes.get("precision") == "fp16")
     assert [c["loss"] for c in half] != [c["loss"] for c in full]
     step = Trainer.train_step
 
@@ -398,6 +393,34 @@ def test_half_precision_goes_on_to_the_bit_and_learns_as_float32(
 
 def curve(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# Of torch's own tracing, about tensors of torch's own.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_blocks_train_as_plain_ones(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The graphs are run by torch itself here: to build them with a C++ compiler takes a minute.
+    compiled: list[object] = []
+
+    def build(forward: Callable[..., Tensor]) -> object:
+        compiled.append(forward)
+        return plain_compile(forward, backend="aot_eager", fullgraph=True)
+
+    plain_compile = torch.compile
+    monkeypatch.setattr("torch.compile", build)
+    # Running statistics must be counted once though recomputed, and shapes change with the texts' lengths.
+    given: dict[str, object] = {"steps": 4, "warmup_steps": 1, "recompute": True}
+    run(config(shards, **given), str(tmp_path / "plain"), QUIET)
+    assert not compiled
+    run(config(shards, **given, compile=True), str(tmp_path / "compiled"), QUIET)
+    assert len(compiled) == 3  # two bottlenecks, one block of the text tower
+    plain, found = (curve(tmp_path / name) for name in ("plain", "compiled"))
+    assert [c["loss"] for c in found] == pytest.approx([c["loss"] for c in plain], abs=1e-4)
+    states = [safetensors.torch.load_file(tmp_path / n / "model.safetensors") for n in ("plain", "compiled")]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert (states[1][name].float() - value.float()).abs().mean() < 1e-4, name
 
 
 def test_training_starts_from_weights_at_a_higher_resolution(shards: str, tmp_path: Path) -> None:
