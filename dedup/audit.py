@@ -7,7 +7,7 @@ import sys
 from typing import TypeVar
 
 from dedup import embed, images, report, search
-from dedup.backends import HASHES
+from dedup.backends import files_of, stands_in
 from dedup.config import AuditConfig, EmbedConfig, ReportConfig, SearchConfig
 from pipeline.core import beam as stages
 from pipeline.core import paths
@@ -26,8 +26,8 @@ def run(config: AuditConfig, out: str, options: RunOptions) -> Manifest | None:
         raise UsageError("an audit needs both sides", expected="--train PATH… --eval PATH…")
     detector = embed.require_detector(config.detector)
     _check_names(config)
-    config = dataclasses.replace(config, hash=detector if detector in HASHES else None)
-    own = [] if detector in HASHES else [detector]
+    config = dataclasses.replace(config, hash=stands_in(detector))
+    own = files_of(detector, config.detector_input)
     inputs = [*config.train, *config.eval, *own, *config.predictions]
     if config.thresholds:
         inputs.append(config.thresholds)
@@ -70,20 +70,18 @@ def audit(config: AuditConfig, out: str, options: RunOptions) -> StageResult:
     """Runs the parts into folders below ``out`` and writes the report into ``out`` itself."""
     within = dataclasses.replace(options, overwrite=True)
     train, neighbours = paths.join(out, TRAIN), paths.join(out, NEIGHBOURS)
-    _done(
-        embed.run(
-            EmbedConfig(
-                images=config.train, detector=config.detector, dataset="train", threads=config.threads
-            ),
-            train,
-            within,
-        )
+    wanted = EmbedConfig(
+        detector=config.detector,
+        detector_input=config.detector_input,
+        half=config.half,
+        device=config.device,
+        threads=config.threads,
     )
+    _done(embed.run(dataclasses.replace(wanted, images=config.train, dataset="train"), train, within))
     evals = []
     for path in config.eval:
         folder = paths.join(out, EVAL, images.dataset_name(path))
-        one = EmbedConfig(images=(path,), detector=config.detector, threads=config.threads)
-        _done(embed.run(one, folder, within))
+        _done(embed.run(dataclasses.replace(wanted, images=(path,)), folder, within))
         evals.append(folder)
     found = SearchConfig(train=train, eval=tuple(evals), k=config.k, threads=config.threads)
     _done(search.run(found, neighbours, within))

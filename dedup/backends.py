@@ -1,4 +1,4 @@
-"""What turns pictures into vectors: the learned detector, or a perceptual hash for comparison.
+"""What turns pictures into vectors: a learned detector, or a perceptual hash for comparison.
 
 A hash's bits become +1 and -1, scaled to length 1, so that the same search compares them: of two hashes of d bits
 that differ in h, the similarity is 1 - 2 h / d.
@@ -14,10 +14,13 @@ from importlib import metadata
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 
 from dedup import detector as detectors
+from dedup import external
 from dedup.detector import Loaded
+from dedup.processes import CPU, device_of
 from pipeline.core.errors import UsageError
 
 
@@ -48,6 +51,7 @@ class Learned:
     """A detector of ``wit dedup train``."""
 
     loaded: Loaded
+    device: torch.device = CPU
 
     @property
     def dimension(self) -> int:
@@ -72,7 +76,9 @@ class Learned:
         """float32 [N, dimension], rows of length 1."""
         if not prepared:
             return np.zeros((0, self.dimension), np.float32)
-        return detectors.embed(self.loaded.detector, np.stack(prepared), batch_size=len(prepared))
+        with torch.inference_mode():
+            pixels = torch.from_numpy(np.stack(prepared)).to(self.device)
+            return np.asarray(self.loaded.detector(pixels).cpu().numpy())
 
 
 @dataclass(frozen=True)
@@ -129,15 +135,44 @@ HASHES = {
 }
 
 
-def open_backend(name: str) -> Backend:
-    """The hash of a name, or the detector of a folder.
+def stands_in(name: str) -> str | None:
+    """A detector's name where it is no path: a hash, or ``module:function``."""
+    return name if name in HASHES or external.is_function(name) else None
+
+
+def files_of(name: str, input_file: str | None) -> list[str]:
+    """The paths that a detector is read from; they are inputs of whatever embeds with it."""
+    if name in HASHES:
+        return []
+    if external.is_function(name):
+        return [external.input_file(name, input_file)]
+    return [name, external.input_file(name, input_file)] if external.is_file(name) else [name]
+
+
+def open_backend(name: str, *, input_file: str | None = None, device: str = "cpu") -> Backend:
+    """The hash of a name, another program's network, or the detector of a folder.
+
+    Args:
+        name: ``phash`` or ``pdq``, a file or ``module:function`` as in :mod:`dedup.external`, or a folder.
+        input_file: What another program's network expects of a picture; default: the JSON file beside it.
+        device: ``auto``, ``cpu`` or ``cuda``.
 
     Raises:
-        UsageError: The hash's package is not installed; InputError: there is no such detector.
+        UsageError: The hash's package is not installed, or there is no such GPU; InputError: there is no such detector.
     """
     found = HASHES.get(name)
+    foreign = found is None and (external.is_file(name) or external.is_function(name))
+    if input_file is not None and not foreign:
+        raise UsageError(
+            "--detector-input belongs to an ONNX or TorchScript file or module:function",
+            found=f"--detector {name}",
+        )
+    if foreign:
+        return external.open_external(name, input_file, device_of(device))
     if found is None:
-        return Learned(detectors.load(name))
+        loaded = detectors.load(name)
+        loaded.detector.to(device_of(device))
+        return Learned(loaded, device_of(device))
     try:
         importlib.import_module(found.package)
     except ImportError as error:

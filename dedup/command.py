@@ -8,7 +8,10 @@ from dedup.config import AuditConfig, EmbedConfig, GroupsConfig, ReportConfig, S
 from pipeline.core.command import Command, Task, path_list
 
 _PICTURES = "shards, a folder of pictures (class folders or not), picture files, or Parquet with `image`"
-_DETECTOR = "folder of `wit dedup train`, or phash or pdq to compare; default: the one that ships"
+_DETECTOR = (
+    "folder of `wit dedup train`; ONNX or TorchScript file or module:function of somebody else's; or phash or pdq to "
+    "compare; default: the one that ships"
+)
 _PREDICTIONS = "eval_dataset, eval_id, correct: Parquet, a folder of `wit evaluate`, or CSV"
 
 
@@ -33,10 +36,24 @@ def _train(made: argparse.ArgumentParser) -> None:
     _threads(made)
 
 
+def _detector(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--detector", metavar="NAME", help=_DETECTOR)
+    made.add_argument(
+        "--detector-input",
+        metavar="FILE",
+        help="JSON: what somebody else's network expects of a picture; default: FILE.json beside FILE.onnx",
+    )
+    made.add_argument("--half", action="store_true", default=None, help="store embeddings at half precision")
+    made.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one")
+
+
 def _embed(made: argparse.ArgumentParser) -> None:
     path_list(made, "--images", help=_PICTURES)
-    made.add_argument("--detector", metavar="DIR", help=_DETECTOR)
+    _detector(made)
     made.add_argument("--dataset", metavar="NAME", help="default: each path's last name")
+    made.add_argument(
+        "--decode-threads", type=int, metavar="N", help="threads that decode pictures ahead (default 1)"
+    )
     _threads(made)
 
 
@@ -75,7 +92,7 @@ def _report(made: argparse.ArgumentParser) -> None:
 def _audit(made: argparse.ArgumentParser) -> None:
     path_list(made, "--train", help=f"training set: {_PICTURES}")
     path_list(made, "--eval", help="evaluation sets, the same kinds of paths; each is a data set of its own")
-    made.add_argument("--detector", metavar="DIR", help=_DETECTOR)
+    _detector(made)
     made.add_argument("--thresholds", metavar="FILE", help="JSON: {data set: threshold}")
     path_list(made, "--predictions", help=f"{_PREDICTIONS}; optional")
     made.add_argument("--k", type=int, metavar="N", help="neighbours of each picture (default 10)")
@@ -128,6 +145,7 @@ COMMANDS: tuple[Command | Task, ...] = (
         arguments=_train,
         stage="dedup.train:run",
         table="dedup.train",
+        damage="pictures that cannot be read",
     ),
     Task(
         name="dedup show-augmentations",
@@ -143,6 +161,7 @@ COMMANDS: tuple[Command | Task, ...] = (
         stage="dedup.embed:run",
         table="dedup.embed",
         beam=True,
+        damage="pictures that are missing or cannot be read",
     ),
     Command(
         name="dedup search",

@@ -171,22 +171,31 @@ class EmbedConfig:
 
     Attributes:
         images: Shards, ImageFolders, plain folders, or tables of pictures.
-        detector: Folder of ``wit dedup train``, ``phash`` or ``pdq``; default: the one that ships.
+        detector: Folder of ``wit dedup train``, ONNX or TorchScript file, ``module:function`` that makes a torch
+            module, ``phash`` or ``pdq``; default: the one that ships.
+        detector_input: JSON file that says what somebody else's network expects; default: the one beside its file.
         dataset: Name of the data set; default: each path's own last name.
-        hash: The hash that stands in for a detector, set from ``detector``.
+        hash: What stands for a detector that is no path, set from ``detector``.
+        half: Store embeddings at half precision.
         batch_size: Pictures embedded at once.
+        device: Where to compute; ``auto`` takes a GPU if there is one. Another device may change last bits.
+        decode_threads: Threads of each worker that decode pictures while the detector works on others.
         threads: Threads of each worker's arithmetic.
     """
 
     images: tuple[str, ...] = input_paths()
     detector: str | None = input_path()
+    detector_input: str | None = input_path()
     dataset: str | None = None
     hash: str | None = None
+    half: bool = False
     batch_size: int = 64
+    device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
+    decode_threads: int = unhashed(1)
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "threads"):
+        for name in ("batch_size", "threads", "decode_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
         if self.dataset == "":
@@ -283,21 +292,27 @@ class AuditConfig:
     Attributes:
         train: Training pictures, as ``wit dedup embed --images`` takes them.
         eval: Evaluation pictures; each path is a data set of its own.
-        detector: Folder of ``wit dedup train``, ``phash`` or ``pdq``; default: the one that ships.
+        detector: As in ``wit dedup embed``.
+        detector_input: As in ``wit dedup embed``.
         thresholds: As in ``wit dedup report``.
         predictions: As in ``wit dedup report``; without them only the contamination is reported.
         hash: As in ``wit dedup embed``.
         k: Neighbours of each evaluation picture.
+        half: As in ``wit dedup embed``.
+        device: As in ``wit dedup embed``.
         threads: Threads of each worker's arithmetic.
     """
 
     train: tuple[str, ...] = input_paths()
     eval: tuple[str, ...] = input_paths()
     detector: str | None = input_path()
+    detector_input: str | None = input_path()
     thresholds: str | None = input_path()
     predictions: tuple[str, ...] = input_paths()
     hash: str | None = None
     k: int = 10
+    half: bool = False
+    device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
     threads: int = 1
 
     def __post_init__(self) -> None:

@@ -1,13 +1,21 @@
 """``wit dedup embed``: pictures to embeddings, as a Beam stage (``embeddings/1``).
 
 An element is a shard or a chunk of files; its pictures are read in a fixed order and embedded in batches of a
-fixed size, so an embedding's bits do not depend on which worker made it.
+fixed size, so an embedding's bits do not depend on which worker made it. Pictures are decoded in threads while the
+detector works on those before them. What a chunk gave is kept in :data:`CHUNKS` until the folder is finished: a killed
+run goes on with the chunks that are missing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import sys
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -17,17 +25,18 @@ import pyarrow as pa
 
 from dedup import confounders, images
 from dedup import detector as detectors
-from dedup.backends import HASHES, Backend, open_backend
+from dedup.backends import Backend, files_of, open_backend, stands_in
 from dedup.collection import UNREADABLE
 from dedup.config import EmbedConfig
 from dedup.detector import decode, size
 from pipeline.core import beam as stages
-from pipeline.core import paths, tables
-from pipeline.core.contracts import EMBEDDINGS, Contract
+from pipeline.core import counters, paths, tables
+from pipeline.core.contracts import DROPPED, EMBEDDINGS, Contract
 from pipeline.core.errors import InputError, UsageError
 from pipeline.core.manifest import Manifest
-from pipeline.core.progress import Progress, tick
+from pipeline.core.progress import Progress, duration, tick
 from pipeline.core.stage import RunOptions, StageResult, run_stage
+from pipeline.core.worklog import working
 
 STAGE = "dedup embed"
 MISSING = "missing-image"
@@ -36,6 +45,8 @@ REASONS = (UNREADABLE, MISSING)
 SHIPPED = resources.files("dedup").joinpath("default")
 ROWS_PER_PART = 100_000
 _TOTAL = "rows-in.tmp"
+CHUNKS = ".chunks"
+Lost = tuple[str, str, str | None]
 
 
 def embeddings_contract(dimension: int, *, half: bool = False) -> Contract:
@@ -65,24 +76,43 @@ def require_detector(folder: str | None) -> str:
 
 def run(config: EmbedConfig, out: str, options: RunOptions) -> Manifest | None:
     """Runs the command; see :func:`pipeline.core.stage.run_stage`."""
-    folder = require_detector(config.detector)
+    name = require_detector(config.detector)
     chunks = images.plan(config.images, dataset=config.dataset)
-    backend = open_backend(folder)
-    config = dataclasses.replace(config, hash=folder if folder in HASHES else None)
+    backend = open_backend(name, input_file=config.detector_input, device=config.device)
+    stand_in = stands_in(name)
+    if stand_in is not None and stand_in != name.partition(":")[0]:
+        stand_in += f" {backend.sha256[:16]}"  # the function may give other weights another time
+    config = dataclasses.replace(config, hash=stand_in)
+    said: list[str] = []
 
     def body(written: str) -> StageResult:
-        return embed_chunks(config, chunks, backend, written, options)
+        kept = sum(c.rows for c in chunks if paths.exists(_kept_file(written, c)))
+        started = time.monotonic()
+        result = embed_chunks(config, chunks, backend, written, options)
+        said.append(rate_line(result.rows_in - kept, kept, time.monotonic() - started))
+        return result
 
-    return run_stage(
+    done = run_stage(
         body,
         stage=STAGE,
         contract=EMBEDDINGS.id,
         config=config,
-        inputs=[*config.images, *([] if folder in HASHES else [folder])],
+        inputs=[*config.images, *files_of(name, config.detector_input)],
         out=out,
         options=options,
-        owned=(_TOTAL,),
+        owned=(_TOTAL, f"{CHUNKS}/*"),
+        resumable=True,
+        damage=REASONS,
     )
+    if said and not options.quiet:
+        print(f"  {said[0]}", file=sys.stderr)  # noqa: T201
+    return done
+
+
+def rate_line(made: int, kept: int, seconds: float) -> str:
+    """What the closing line says of speed."""
+    line = f"{made:,} pictures in {duration(seconds)}, {made / max(seconds, 1e-9):,.1f} images/s"
+    return f"{line}; {kept:,} kept from an earlier run" if kept else line
 
 
 def embed_chunks(
@@ -91,17 +121,15 @@ def embed_chunks(
     """Runs the pipeline over planned chunks and writes the folder's parts."""
     beam_options = stages.pipeline_options(options.beam)
     dimension = backend.dimension
-    contract = embeddings_contract(dimension)
+    contract = embeddings_contract(dimension, half=config.half)
     total = sum(chunk.rows for chunk in chunks)
+    paths.make_folder(paths.join(out, CHUNKS))
 
     def build(pipeline: beam.Pipeline) -> None:
         made = (
             pipeline
             | "Chunks" >> beam.Create(list(chunks), reshuffle=True)
-            | "Embed"
-            >> beam.ParDo(EmbedChunks(config.detector, config.batch_size, config.threads)).with_outputs(
-                "dropped", "rows", main="embedded"
-            )
+            | "Embed" >> beam.ParDo(EmbedChunks(config, out)).with_outputs("dropped", "rows", main="embedded")
         )
         made.embedded | "Write" >> stages.WriteTables(
             out, contract, key="id", order=("dataset", "id"), partitions=1 + total // ROWS_PER_PART
@@ -111,6 +139,7 @@ def embed_chunks(
 
     with Progress(STAGE, total=total, unit="pictures", quiet=options.quiet):
         stages.run_pipeline(build, beam_options)
+    paths.remove(paths.join(out, CHUNKS))
     return StageResult(
         rows=stages.finish_parts(out, contract),
         rows_in=stages.read_total(paths.join(out, _TOTAL)),
@@ -124,49 +153,128 @@ def embed_chunks(
     )
 
 
+def _kept_file(out: str, chunk: images.Chunk) -> str:
+    name = hashlib.sha256(repr(chunk).encode(errors="replace")).hexdigest()[:32]
+    return paths.join(out, CHUNKS, f"{name}.parquet")
+
+
+def _kept_dropped(file: str) -> str:
+    return file.removesuffix(".parquet") + ".dropped.parquet"
+
+
 class EmbedChunks(beam.DoFn):
     """Embeds chunks; the detector is loaded once in each worker.
 
     Args:
-        detector: Folder of the detector; ``None`` is the one that ships with the worker's installation.
-        batch_size: Pictures embedded at once.
-        threads: Threads of the arithmetic.
+        config: The command's configuration.
+        out: The command's folder, in which finished chunks are kept.
     """
 
-    def __init__(self, detector: str | None, batch_size: int, threads: int) -> None:
-        self.detector, self.batch_size, self.threads = detector, batch_size, threads
+    def __init__(self, config: EmbedConfig, out: str) -> None:
+        self.config, self.out = config, out
 
     def setup(self) -> None:
         """Loads the detector."""
         import torch
 
-        torch.set_num_threads(self.threads)
-        self.backend = open_backend(require_detector(self.detector))
+        torch.set_num_threads(self.config.threads)
+        name = require_detector(self.config.detector)
+        self.backend = open_backend(name, input_file=self.config.detector_input, device=self.config.device)
 
     def process(self, chunk: images.Chunk) -> Iterator[Any]:
         """Yields tables of embeddings and of dropped rows, and the number of pictures that came in."""
-        lost: list[tuple[str, str, str | None]] = []
-        rows = 0
-        for batch in batches(_counted(images.read(chunk)), self.batch_size):
-            rows += len(batch)
-            table, dropped = embed_batch(self.backend, batch, chunk.dataset)
-            lost += dropped
+        with working(STAGE, f"{chunk.root}/{chunk.names[0]}"):
+            table, lost = self._kept(chunk) or self._embed(chunk)
+            counters.count_rows(STAGE, rows_in=table.num_rows + lost.num_rows, rows_out=table.num_rows)
             if table.num_rows:
                 yield table
-        if lost:
-            yield beam.pvalue.TaggedOutput("dropped", tables.dropped_table(STAGE, lost))
-        yield beam.pvalue.TaggedOutput("rows", rows)
+            if lost.num_rows:
+                yield beam.pvalue.TaggedOutput("dropped", lost)
+            yield beam.pvalue.TaggedOutput("rows", table.num_rows + lost.num_rows)
+
+    def _kept(self, chunk: images.Chunk) -> tuple[pa.Table, pa.Table] | None:
+        file = _kept_file(self.out, chunk)
+        if not paths.exists(file):
+            return None
+        table, lost = tables.read_files([file]), tables.read_files([_kept_dropped(file)])
+        tick(table.num_rows + lost.num_rows)
+        return table, lost
+
+    def _embed(self, chunk: images.Chunk) -> tuple[pa.Table, pa.Table]:
+        """A chunk's embeddings and its dropped rows, which are kept."""
+        contract = embeddings_contract(self.backend.dimension, half=self.config.half)
+        found: list[pa.Table] = []
+        lost: list[Lost] = []
+        ahead = 2 * self.config.batch_size
+        pictures = prepared(images.read(chunk), self.backend, ahead, self.config.decode_threads)
+        for batch in batches(pictures, self.config.batch_size):
+            table, dropped = embed_batch(self.backend, batch, chunk.dataset, half=self.config.half)
+            found.append(table)
+            lost += dropped
+        made = (pa.concat_tables(found) if found else contract.empty(), tables.dropped_table(STAGE, lost))
+        file = _kept_file(self.out, chunk)
+        # The embeddings last: where they are, the whole chunk is.
+        tables.write_table(_kept_dropped(file), made[1], DROPPED)
+        tables.write_table(file, made[0], contract)
+        return made
 
 
-def _counted(pictures: Iterable[images.Picture]) -> Iterator[images.Picture]:
-    for picture in pictures:
-        tick()
-        yield picture
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A picture that is decoded, or what kept it from being so.
+
+    Attributes:
+        picture: Where it comes from; its bytes are let go.
+        pixels: What an embedding is made from; ``None`` if there is no picture.
+        width: Pixels of the stored picture.
+        height: Pixels of the stored picture.
+        spread: As of :func:`dedup.confounders.spread`.
+        lost: Reason and detail of a picture that is not there.
+    """
+
+    picture: images.Picture
+    pixels: np.ndarray | None = None
+    width: int = 0
+    height: int = 0
+    spread: float = 0.0
+    lost: tuple[str, str | None] | None = None
 
 
-def batches(pictures: Iterable[images.Picture], size: int) -> Iterator[list[images.Picture]]:
+def prepare(picture: images.Picture, backend: Backend) -> Prepared:
+    """Decodes a picture."""
+    known = dataclasses.replace(picture, data=None)
+    if picture.data is None:
+        return Prepared(picture=known, lost=(MISSING, picture.problem))
+    try:
+        image = decode(picture.data)
+        pixels = backend.prepare(image)
+        width, height = size(picture.data)
+    except ValueError as error:
+        return Prepared(picture=known, lost=(UNREADABLE, str(error)))
+    return Prepared(
+        picture=known, pixels=pixels, width=width, height=height, spread=confounders.spread(image)
+    )
+
+
+def prepared(
+    pictures: Iterable[images.Picture], backend: Backend, ahead: int, threads: int
+) -> Iterator[Prepared]:
+    """Decodes pictures in threads, at most ``ahead`` before the one that is taken; their order stays."""
+    waiting: deque[Future[Prepared]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for picture in pictures:
+            waiting.append(pool.submit(prepare, picture, backend))
+            if len(waiting) > ahead:
+                tick()
+                yield waiting.popleft().result()
+        while waiting:
+            tick()
+            yield waiting.popleft().result()
+
+
+def batches(pictures: Iterable[Prepared], size: int) -> Iterator[list[Prepared]]:
     """Groups pictures in their order; the last group may be smaller."""
-    held: list[images.Picture] = []
+    held: list[Prepared] = []
     for picture in pictures:
         held.append(picture)
         if len(held) == size:
@@ -177,43 +285,29 @@ def batches(pictures: Iterable[images.Picture], size: int) -> Iterator[list[imag
 
 
 def embed_batch(
-    backend: Backend, batch: Sequence[images.Picture], dataset: str
-) -> tuple[pa.Table, list[tuple[str, str, str | None]]]:
+    backend: Backend, batch: Sequence[Prepared], dataset: str, *, half: bool = False
+) -> tuple[pa.Table, list[Lost]]:
     """Embeds some pictures.
 
     Returns:
         A table of ``embeddings/1``, and the dropped rows as (reason, id, detail).
     """
-    kept: list[images.Picture] = []
-    prepared: list[np.ndarray] = []
-    facts: list[tuple[int, int, float]] = []
-    lost: list[tuple[str, str, str | None]] = []
-    for picture in batch:
-        if picture.data is None:
-            lost.append((MISSING, picture.id, picture.problem))
-            continue
-        try:
-            image = decode(picture.data)
-            prepared.append(backend.prepare(image))
-            facts.append((*size(picture.data), confounders.spread(image)))
-        except ValueError as error:
-            lost.append((UNREADABLE, picture.id, str(error)))
-            continue
-        kept.append(picture)
-    found = backend.embed(prepared)
+    kept = [one for one in batch if one.pixels is not None]
+    lost = [(one.lost[0], one.picture.id, one.lost[1]) for one in batch if one.lost is not None]
+    found = backend.embed([one.pixels for one in kept if one.pixels is not None])
     if not np.isfinite(found).all():
         raise InputError("the detector gives embeddings that are not numbers", where=dataset)
-    contract = embeddings_contract(backend.dimension)
+    contract = embeddings_contract(backend.dimension, half=half)
     table = pa.table(
         {
-            "id": pa.array([p.id for p in kept], pa.string()),
+            "id": pa.array([one.picture.id for one in kept], pa.string()),
             "dataset": pa.array([dataset] * len(kept), pa.string()),
-            "label": pa.array([p.label for p in kept], pa.string()),
-            "embedding": vectors_to_arrow(found),
+            "label": pa.array([one.picture.label for one in kept], pa.string()),
+            "embedding": vectors_to_arrow(found, half=half),
             # What the report needs to tell blank and tiny pictures from copies.
-            "width": pa.array([width for width, _, _ in facts], pa.int32()),
-            "height": pa.array([height for _, height, _ in facts], pa.int32()),
-            "spread": pa.array([spread for _, _, spread in facts], pa.float32()),
+            "width": pa.array([one.width for one in kept], pa.int32()),
+            "height": pa.array([one.height for one in kept], pa.int32()),
+            "spread": pa.array([one.spread for one in kept], pa.float32()),
         }
     )
     return contract.conform(table), lost

@@ -214,7 +214,8 @@ def choose_thresholds(
             raise InputError(
                 f"no threshold for data set {name!r}",
                 where=config.thresholds or config.neighbours,
-                hint="the detector has no calibrated one: pass --thresholds FILE with one for each data set",
+                hint=f"the detector has no calibrated one: set one with `wit dedup review --neighbours "
+                f"{config.neighbours}`, or pass --thresholds FILE with one for each data set",
             )
         chosen[name] = float(calibrated)
     return chosen, set(given)

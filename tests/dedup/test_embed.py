@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +13,13 @@ import pytest
 from PIL import Image
 
 from dedup import embed, images
+from dedup.backends import Backend
 from dedup.config import EmbedConfig
 from dedup.embed import run
 from pipeline.cli import main
 from pipeline.core import manifest, tables
 from pipeline.core.contracts import EMBEDDINGS
+from pipeline.core.errors import UnfinishedInputError
 from pipeline.core.stage import RunOptions
 
 QUIET = RunOptions(quiet=True)
@@ -153,3 +158,69 @@ def test_equal_ids_in_one_data_set_are_refused(folder: str, tmp_path: Path) -> N
 def test_single_files_and_globs(folder: str) -> None:
     chunks = images.plan([f"{folder}/red/00.png", f"{folder}/blue/*.png"])
     assert [(c.dataset, len(c.names)) for c in chunks] == [("blue", 3), ("red", 1)]
+
+
+KILLED = """
+import os, signal, sys
+from dedup import embed
+from pipeline.cli import main
+work, calls = embed.embed_batch, []
+def dying(*args, **named):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(*args, **named)
+embed.embed_batch = dying
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_run_goes_on(
+    shards: str,
+    detector: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [
+        "dedup",
+        "embed",
+        "--images",
+        shards,
+        "--detector",
+        detector,
+        "--set",
+        "dedup.embed.batch_size=20",
+    ]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert main([*words, "--out", str(whole)]) == 0
+    assert "60 pictures in" in capsys.readouterr().err
+    died = subprocess.run([sys.executable, "-c", KILLED, *words, "--out", str(out)], check=False)
+    assert died.returncode == -9
+    with pytest.raises(UnfinishedInputError):
+        tables.read_folder(str(out), EMBEDDINGS)
+    kept = [f for f in (out / embed.CHUNKS).iterdir() if not f.name.endswith(".dropped.parquet")]
+    assert len(kept) == 1  # 25 pictures are a shard, two batches of 20
+    batches: list[int] = []
+    work = embed.embed_batch
+
+    def counting(backend: Backend, batch: list[embed.Prepared], dataset: str, *, half: bool) -> Any:
+        batches.append(len(batch))
+        return work(backend, batch, dataset, half=half)
+
+    monkeypatch.setattr(embed, "embed_batch", counting)
+    assert main([*words, "--out", str(out)]) == 0
+    assert sum(batches) == 35
+    line = capsys.readouterr().err
+    assert "35 pictures in" in line
+    assert "images/s; 25 kept from an earlier run" in line
+    assert (out / "part-00000.parquet").read_bytes() == (whole / "part-00000.parquet").read_bytes()
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+def test_decode_threads_change_no_byte(folder: str, detector: str, tmp_path: Path) -> None:
+    for threads in (1, 3):
+        config = EmbedConfig(images=(folder,), detector=detector, batch_size=5, decode_threads=threads)
+        run(config, str(tmp_path / str(threads)), QUIET)
+    one, three = ((tmp_path / n / "part-00000.parquet").read_bytes() for n in ("1", "3"))
+    assert one == three
