@@ -112,7 +112,7 @@ def _all(packages: Path) -> Iterator[tuple[str, str, bytes]]:
             if name == "package/icons.json":
                 yield from ((package, icon, picture) for icon, picture in _rendered(data))
     for package, parts in DEBIAN.items():
-        for name, data in _debian(package, packages):
+        for name, data in debian(package, packages):
             if any(part in name for part in parts) and name.endswith((".png", ".jpg")):
                 yield package, name, data
 
@@ -131,7 +131,8 @@ def _npm(package: str, folder: Path) -> Iterator[tuple[str, bytes]]:
                 yield member.name, data.read()
 
 
-def _debian(package: str, folder: Path) -> Iterator[tuple[str, bytes]]:
+def debian(package: str, folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of a Debian package's files, fetched into a folder if they are not there."""
     if not list(folder.glob(f"{package}_*.deb")):
         subprocess.run(["apt-get", "download", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     with tempfile.TemporaryDirectory() as opened:

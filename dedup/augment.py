@@ -2,12 +2,14 @@
 
 Cropping and zooming, aspect-ratio distortion, down- and up-sizing, minor rotations, JPEG compression and HSV
 colour jitter, combined at random. Every step that interpolates draws its own algorithm, so that the detector
-cannot tell a picture by how it was resized. One step is ours: cut-out pictures are laid on another light ground,
-as a transparent picture takes the colour of the page that shows it.
+cannot tell a picture by how it was resized: one of Pillow's six, and OpenCV's area where that is asked for (Pillow
+turns pictures by three of its six). One step is ours: cut-out pictures are laid on another light ground, as a
+transparent picture takes the colour of the page that shows it.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import random
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from PIL import Image
 
 from dedup.config import AugmentConfig
 from dedup.repost import repost
+from pipeline.core.errors import UsageError
 
 RESAMPLING = (
     Image.Resampling.NEAREST,
@@ -120,12 +123,48 @@ def crop_and_resize(image: Image.Image, config: AugmentConfig, draw: random.Rand
         stretch = config.max_aspect ** draw.uniform(-0.5, 0.5)
         scale_x, scale_y = scale_x * stretch, scale_y / stretch
     size = (max(1, round((right - left) * scale_x)), max(1, round((bottom - top) * scale_y)))
-    image = image.resize(size, draw.choice(RESAMPLING), box=(left, top, right, bottom))
+    kinds = (*RESAMPLING, None) if config.area else RESAMPLING
+    image = resize(image, size, draw.choice(kinds), (left, top, right, bottom))
     if draw.random() < config.probability / 2:
         back = config.min_scale ** draw.uniform(-0.5, 0.5)
         size = (max(1, round(image.width * back)), max(1, round(image.height * back)))
-        image = image.resize(size, draw.choice(RESAMPLING))
+        image = resize(image, size, draw.choice(kinds))
     return image
+
+
+def resize(
+    image: Image.Image,
+    size: tuple[int, int],
+    kind: Image.Resampling | None,
+    box: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+    """Resizes a picture or a part of it.
+
+    Args:
+        image: RGB.
+        size: Width and height wanted.
+        kind: Pillow's algorithm, or ``None`` for OpenCV's area, for which the part is cut at whole pixels.
+        box: Left, top, right, bottom of the part.
+
+    Raises:
+        UsageError: OpenCV is wanted and not installed.
+    """
+    if kind is not None:
+        return image.resize(size, kind, box=box)
+    try:
+        cv2 = importlib.import_module("cv2")
+    except ImportError as error:
+        raise UsageError(
+            "OpenCV is not installed",
+            where="[dedup.train.augment].area",
+            expected="the module cv2",
+            found=str(error),
+            hint="`pip install opencv-python-headless`, or area = false",
+        ) from error
+    if box is not None:
+        left, top = int(box[0]), int(box[1])
+        image = image.crop((left, top, max(left + 1, round(box[2])), max(top + 1, round(box[3]))))
+    return Image.fromarray(cv2.resize(np.asarray(image), size, interpolation=cv2.INTER_AREA))
 
 
 def rotate(

@@ -25,6 +25,7 @@ class AugmentConfig:
         max_ground: Largest darkening of the light ground that a cut-out picture lies on, as a share (ours).
         probability: Chance of each step, drawn for each picture.
         beyond: Chance of each step that the paper does not have (:mod:`dedup.repost`); 0 leaves them out.
+        area: Draw OpenCV's area interpolation too; needs `cv2`. Off, so that equal seeds give equal pixels everywhere.
     """
 
     min_crop: float = 0.85
@@ -39,6 +40,7 @@ class AugmentConfig:
     max_ground: float = 0.1
     probability: float = 0.7
     beyond: float = 0.0
+    area: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.min_crop <= 1:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dedup.augment import augment, crop_and_resize, jitter_hsv, lay_on_ground, rotate
+from dedup.augment import augment, crop_and_resize, jitter_hsv, lay_on_ground, resize, rotate
 from dedup.config import AugmentConfig
+from pipeline.core.errors import UsageError
 from pipeline.core.fakes import picture
 
 
@@ -38,6 +41,31 @@ def test_hue_goes_round_the_circle() -> None:
     assert isinstance(turned, tuple)
     assert np.argmax(turned) == 1
     assert jitter_hsv(red, hue=0, saturation=1, value=0.5).getpixel((0, 0)) == (125, 0, 0)
+
+
+def test_opencvs_area_is_drawn_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV itself is not needed: what it is asked for is looked at."""
+    asked: list[tuple[tuple[int, ...], tuple[int, int], int]] = []
+
+    def resized(pixels: np.ndarray, size: tuple[int, int], *, interpolation: int) -> np.ndarray:
+        asked.append((pixels.shape, size, interpolation))
+        return np.zeros((size[1], size[0], 3), np.uint8)
+
+    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(INTER_AREA=3, resize=resized))
+    image = picture("red", "circle", size=64)
+    for seed in range(30):
+        augment(image, AugmentConfig(), seed)
+    assert not asked
+    sizes = {augment(image, AugmentConfig(area=True), seed).size for seed in range(30)}
+    assert asked
+    assert all(kind == 3 and min(shape) > 0 for shape, _, kind in asked)
+    assert len(sizes) > 5
+
+
+def test_without_opencv_its_area_is_a_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(UsageError, match="OpenCV is not installed"):
+        resize(picture("red", "circle", size=64), (32, 32), None)
 
 
 def test_rotation_fills_with_the_corner() -> None:
