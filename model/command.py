@@ -163,6 +163,7 @@ COMMANDS: tuple[Command, ...] = (
         arguments=_train,
         stage="model.train:run",
         table="train",
+        damage="images that are missing or cannot be read",
     ),
     Command(
         name="evaluate zero-shot",
@@ -171,6 +172,7 @@ COMMANDS: tuple[Command, ...] = (
         arguments=_zero_shot,
         stage="model.zeroshot:run",
         table="evaluate.zero-shot",
+        damage="images that cannot be read",
     ),
     Command(
         name="evaluate linear-probe",
@@ -179,6 +181,7 @@ COMMANDS: tuple[Command, ...] = (
         arguments=_linear_probe,
         stage="model.probe:run",
         table="evaluate.linear-probe",
+        damage="images that cannot be read",
     ),
     Command(
         name="evaluate retrieval",
@@ -187,6 +190,7 @@ COMMANDS: tuple[Command, ...] = (
         arguments=_retrieval,
         stage="model.retrieval:run",
         table="evaluate.retrieval",
+        damage="images that cannot be read",
     ),
     Command(
         name="evaluate suite",

@@ -20,6 +20,7 @@ from model.tokenizer import Tokenizer, trim
 from pipeline.core.errors import InputError, UsageError
 
 REASONS = ("missing_image", "corrupt_image", "empty_caption")
+DAMAGE = ("missing_image", "corrupt_image")  # what `--max-bad-fraction` is about
 WINDOW_SHARDS = 64  # shards whose samples are mixed: reads stay near each other on disks and object stores
 CHUNK = 32  # images that a worker takes at once
 

@@ -20,6 +20,7 @@ from model.datasets import Dataset, read_dataset
 from model.distributed import device_of
 from model.metrics import TOP, accuracy
 from model.predictions import (
+    REASONS,
     SCORES,
     Dropped,
     add_batch,
@@ -171,6 +172,7 @@ def run(config: LinearProbeConfig, out: str, options: RunOptions) -> Manifest | 
         out=out,
         options=options,
         owned=(SCORES,),
+        damage=REASONS,
     )
 
 

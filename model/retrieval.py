@@ -15,7 +15,7 @@ from model.config import RetrievalConfig
 from model.datasets import Captioned, read_captioned
 from model.distributed import device_of
 from model.metrics import accuracy
-from model.predictions import SCORES, Dropped, batches, dataset_name, write_dropped
+from model.predictions import REASONS, SCORES, Dropped, batches, dataset_name, write_dropped
 from model.tokenizer import Tokenizer, trim
 from pipeline.core import paths, tables
 from pipeline.core.contracts import PREDICTIONS
@@ -103,6 +103,7 @@ def run(config: RetrievalConfig, out: str, options: RunOptions) -> Manifest | No
         out=out,
         options=options,
         owned=(SCORES,),
+        damage=REASONS,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from model import checkpoint, distributed, events
 from model.config import TrainConfig
+from model.data import DAMAGE
 from model.distributed import device_of
 from model.shards import read_index, shard_files
 from model.trainer import BAD_BATCH, METRICS, Trainer
@@ -65,6 +66,7 @@ def _run_first(config: TrainConfig, out: str, options: RunOptions) -> Manifest |
             options=options,
             owned=OWNED,
             resumable=True,
+            damage=DAMAGE,
         )
     finally:
         if not told:

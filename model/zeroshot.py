@@ -17,6 +17,7 @@ from model.config import ZeroShotConfig
 from model.datasets import Dataset, read_dataset
 from model.distributed import device_of
 from model.predictions import (
+    REASONS,
     SCORES,
     Dropped,
     Predictions,
@@ -71,6 +72,7 @@ def run(config: ZeroShotConfig, out: str, options: RunOptions) -> Manifest | Non
         out=out,
         options=options,
         owned=(SCORES,),
+        damage=REASONS,
     )
 
 

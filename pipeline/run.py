@@ -43,11 +43,17 @@ class RunTable:
         out: The run's folder, unless ``--out`` names another.
         note: Shown on the report page; says what a reader must know about the data.
         beam: Options for Beam, as right of ``--``.
+        max_bad_fraction: As ``--max-bad-fraction`` of each stage that can lose records to damage.
     """
 
     out: str | None = configuration.input_path()
     note: str = ""
     beam: tuple[str, ...] = ()
+    max_bad_fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_bad_fraction is not None and not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction={self.max_bad_fraction} must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,7 @@ COMMANDS = (
         arguments=_arguments,
         main="pipeline.run:main",
         beam=True,
+        damage="records that cannot be read, in each stage",
     ),
 )
 
@@ -129,7 +136,8 @@ def run_document(
     if out is None:
         raise UsageError("the run has no folder", where=where, hint="pass --out DIR or set out in [run]")
     steps = plan(document, base=base, where=where, out=out)
-    options = dataclasses.replace(options, beam=(*table.beam, *options.beam))
+    most = table.max_bad_fraction if options.max_bad_fraction is None else options.max_bad_fraction
+    options = dataclasses.replace(options, beam=(*table.beam, *options.beam), max_bad_fraction=most)
     if options.beam:
         from pipeline.core.beam import pipeline_options
 

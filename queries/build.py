@@ -108,7 +108,19 @@ def _body(
         rows_in=made.entries,
         engine=engine(beam_options),
         extra=_extra(config, inputs, counted, made),
+        damaged=_damaged(counted),
     )
+
+
+def _damaged(counted: _Counted) -> tuple[dict[str, int], int]:
+    """What of the sources could not be read, and of how many pages, page view lines and such pieces."""
+    damaged: dict[str, int] = {}
+    for loss in counted.lost:
+        reason = loss.reason.partition(":")[0]
+        damaged[reason] = damaged.get(reason, 0) + loss.count
+    found = [(details.get("pages", 0), details.get("project_lines", 0), details.get("bad_lines", 0))
+             for details in counted.details.values()]  # fmt: skip
+    return damaged, sum(pages + lines - bad for pages, lines, bad in found) + sum(damaged.values())
 
 
 def _find(config: QueriesConfig, folder: str | None) -> _Inputs:

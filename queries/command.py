@@ -68,5 +68,6 @@ COMMANDS: tuple[Command, ...] = (
         stage="queries.build:run",
         table="queries",
         beam=True,
+        damage="pieces of dumps and lines of page views that cannot be read",
     ),
 )

@@ -47,5 +47,6 @@ COMMANDS = (
         stage="pipeline.candidates.stage:run",
         table="candidates",
         beam=True,
+        damage="records that cannot be read or end early, and rows whose URL is none",
     ),
 )

@@ -24,6 +24,9 @@ REASONS = (
     "parse_error",  # a record that cannot be read
     "truncated",  # a record or file that ends early
 )
+# Reasons that say that the input is damaged, or that a table's columns are others than named; of tables, where no
+# page gives it a meaning, `relative_url` too.
+DAMAGE = ("bad_url", "parse_error", "truncated")
 MAX_URL_CHARS = 4096
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.candidates.apart import PageReader
 from pipeline.candidates.config import CandidatesConfig
-from pipeline.candidates.found import Lost, Pair
+from pipeline.candidates.found import DAMAGE, Lost, Pair
 from pipeline.candidates.layouts import LAYOUTS, Layout, ScoreLimit, by_names
 from pipeline.candidates.rows import SUFFIXES as TABLE_SUFFIXES
 from pipeline.candidates.rows import TablePart, read_table, table_parts
@@ -215,6 +215,7 @@ def run(config: CandidatesConfig, out: str, options: RunOptions) -> Manifest | N
         inputs=config.given,
         out=out,
         options=options,
+        damage=(*DAMAGE, "relative_url") if config.kind == "table" else DAMAGE,
     )
 
 

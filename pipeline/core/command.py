@@ -10,12 +10,14 @@ import argparse
 import dataclasses
 import difflib
 import importlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from pipeline.core import config as configuration
+from pipeline.core import worklog
 from pipeline.core.errors import UsageError
 from pipeline.core.options import RunOptions
 
@@ -33,6 +35,8 @@ class Command:
         stage: ``module:function`` of a ``function(config, out, options)`` that does the work.
         table: Table of a run file that configures it, e.g. ``dedup.search``.
         beam: Whether options right of ``--`` go to Beam.
+        damage: What of the input can be damaged, for the help of ``--max-bad-fraction``; without it there is no
+            such flag.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Command:
     stage: str
     table: str
     beam: bool = False
+    damage: str = ""
 
     def load(self) -> Callable[[Any, str, RunOptions], Any]:
         """Imports and returns the stage's function."""
@@ -59,6 +64,7 @@ class Task:
         main: ``module:function`` of a ``function(args, options)`` that does the work.
         beam: Whether options right of ``--`` go to Beam.
         writes: Whether it makes anything that ``--overwrite`` or ``--dry-run`` could be about.
+        damage: As of :class:`Command`.
     """
 
     name: str
@@ -67,6 +73,7 @@ class Task:
     main: str
     beam: bool = False
     writes: bool = True
+    damage: str = ""
 
 
 def load_function(name: str) -> Callable[..., Any]:
@@ -110,9 +117,22 @@ def parser(command: Command | Task) -> argparse.ArgumentParser:
         common.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
     else:
         made.set_defaults(overwrite=False, dry_run=False)
+    if command.damage:
+        common.add_argument(
+            "--max-bad-fraction", type=_fraction, metavar="X",
+            help=f"fail if more than this share (0 to 1) is damaged: {command.damage} (no limit)",
+        )  # fmt: skip
     common.add_argument("--quiet", action="store_true", help="no progress and no closing table")
+    common.add_argument("--log", action="store_true", help="log lines on standard error, for collected logs")
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     return made
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
 
 
 def run(command: Command | Task, arguments: Sequence[str], beam_arguments: Sequence[str]) -> Any:
@@ -129,8 +149,14 @@ def run(command: Command | Task, arguments: Sequence[str], beam_arguments: Seque
         from pipeline.core.beam import pipeline_options
 
         pipeline_options(beam_arguments)  # a misspelt option is refused before any work is done
+    if args.log:
+        os.environ[worklog.SWITCH] = "1"  # worker processes of this machine inherit it
     options = RunOptions(
-        overwrite=args.overwrite, dry_run=args.dry_run, quiet=args.quiet, beam=tuple(beam_arguments)
+        overwrite=args.overwrite,
+        dry_run=args.dry_run,
+        quiet=args.quiet,
+        max_bad_fraction=getattr(args, "max_bad_fraction", None),
+        beam=tuple(beam_arguments),
     )
     if isinstance(command, Task):
         return load_function(command.main)(args, options)

@@ -13,10 +13,12 @@ class RunOptions:
         overwrite: Replace a finished folder made with another configuration.
         dry_run: Print the plan and do nothing.
         quiet: No progress line and no closing table.
+        max_bad_fraction: Share of the rows in that may be damaged; ``None``: any.
         beam: Options right of ``--``, for Beam's ``PipelineOptions``.
     """
 
     overwrite: bool = False
     dry_run: bool = False
     quiet: bool = False
+    max_bad_fraction: float | None = None
     beam: tuple[str, ...] = ()

@@ -10,11 +10,12 @@ from __future__ import annotations
 import fnmatch
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.core import manifest, paths, tables
+from pipeline.core import manifest, paths, tables, worklog
 from pipeline.core.config import config_sha256, decisive, resolve
 from pipeline.core.errors import OutputError, StageFailedError
 from pipeline.core.manifest import Manifest
@@ -34,6 +35,8 @@ class StageResult:
         dropped: Rows dropped by reason; ``None`` counts them from ``dropped/``.
         engine: What ran it.
         extra: Stage-specific manifest entries.
+        damaged: What of the input was damaged, by what was wrong, and of how many; for stages whose rows are not
+            records of their input.
     """
 
     rows: int
@@ -41,6 +44,7 @@ class StageResult:
     dropped: Mapping[str, int] | None = None
     engine: str = "local"
     extra: Mapping[str, Any] = field(default_factory=dict)
+    damaged: tuple[Mapping[str, int], int] | None = None
 
 
 def run_stage(
@@ -54,6 +58,7 @@ def run_stage(
     options: RunOptions,
     owned: Sequence[str] = (),
     resumable: bool = False,
+    damage: Collection[str] = (),
 ) -> Manifest | None:
     """Runs a stage's body into an output folder and writes its manifest.
 
@@ -68,13 +73,15 @@ def run_stage(
         owned: Name patterns, relative to the folder, of files the stage makes beside parts and ``dropped/``.
         resumable: Keep the files of an unfinished run with the same configuration and inputs: the body goes on
             from them.
+        damage: Drop reasons that say that input was damaged or could not be had; all others are filters and policy.
+            ``options.max_bad_fraction`` is about these.
 
     Returns:
         The manifest, of this run or of the finished folder that made it unnecessary; ``None`` for a dry run.
 
     Raises:
         OutputError: The folder belongs to something else, or cannot be written.
-        StageFailedError: Rows in are not rows out plus dropped.
+        StageFailedError: Rows in are not rows out plus dropped, or more is damaged than the options allow.
     """
     described = [manifest.describe(path) for path in inputs]
     if options.dry_run:
@@ -89,7 +96,8 @@ def run_stage(
         return done
     marker = json.loads(unfinished_marker(stage, config, described))
     _prepare(out, marker, patterns, resumable=resumable)
-    started = manifest.now()
+    started, began = manifest.now(), time.monotonic()
+    worklog.say(stage, begins=out)
     with paths.output_errors(out):
         result = body(out)
         if not paths.exists(paths.join(out, "dropped")):
@@ -97,6 +105,8 @@ def run_stage(
         else:
             dropped = tables.count_dropped(out) if result.dropped is None else result.dropped
         _check_sum(stage, out, result, dropped)
+        lost = result.damaged or ({r: dropped[r] for r in damage if r in dropped}, result.rows_in)
+        check_damage(stage, out, *lost, options.max_bad_fraction)
         finished = Manifest(
             contract=contract,
             stage=stage,
@@ -114,6 +124,10 @@ def run_stage(
         )
         paths.write_bytes(paths.join(out, manifest.NAME), finished.to_json().encode())
         paths.remove(paths.join(out, MARKER))
+    worklog.say(
+        stage, ends=out, rows_in=finished.rows_in, rows_out=finished.rows, **finished.dropped,
+        seconds=time.monotonic() - began,
+    )  # fmt: skip
     if not options.quiet:
         print(closing_table(finished, out), file=sys.stderr)
     return finished
@@ -142,6 +156,32 @@ def _check_sum(stage: str, out: str, result: StageResult, dropped: Mapping[str, 
             found=f"{result.rows:,} + {sum(dropped.values()):,} ({dict(dropped)})",
             hint="this is a defect of the stage: please report it",
         )
+
+
+def check_damage(stage: str, out: str, damaged: Mapping[str, int], of: int, most: float | None) -> None:
+    """Stops a stage whose input was damaged more than allowed; its folder stays unfinished.
+
+    Args:
+        stage: The command's name.
+        out: Its folder.
+        damaged: Records by what was wrong.
+        of: Records that came in.
+        most: Share that may be damaged; ``None``: any.
+
+    Raises:
+        StageFailedError: More are.
+    """
+    total = sum(damaged.values())
+    if most is None or total <= most * of:
+        return
+    reason, times = min(damaged.items(), key=lambda item: (-item[1], item[0]))
+    raise StageFailedError(
+        f"{stage}: too much of the input is damaged or could not be had",
+        where=out,
+        expected=f"at most {most:.2%} of {of:,}",
+        found=f"{total:,} ({total / of:.2%}), most of them {reason} ({times:,})",
+        hint="dropped/ there names them: mend the input, or run again with a larger --max-bad-fraction",
+    )
 
 
 def _finished(

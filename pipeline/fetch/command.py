@@ -75,6 +75,7 @@ COMMANDS: tuple[Command | Task, ...] = (
         stage="pipeline.fetch.stage:run",
         table="fetch",
         beam=True,
+        damage="pairs lost to a network in trouble, to servers that fail, or to broken pictures; no dead links",
     ),
     Task(
         name="shards drop",

@@ -43,6 +43,11 @@ TRANSIENT = frozenset(
 RETRYABLE = TRANSIENT | {
     "too_slow", "host_quota", "host_backoff", "deferred", "robots_unreachable", "internal_error",
 }  # fmt: skip
+# What `--max-bad-fraction` is about: a network or disk in trouble, and bodies that are broken. What sites and the
+# policy of this run answer, and links that are dead, as many are on the web, are none of it.
+DAMAGE = (RETRYABLE - {"host_quota", "deferred", "http_429"}) | {
+    "bad_response", "encoded_body", "empty_body", "decode_error",
+}  # fmt: skip
 # Failures that say that the host, not the one URL, is in trouble: they count for the circuit breaker.
 HOST_FAILURES = (TRANSIENT | {"too_slow"}) - {"truncated"}
 

@@ -39,7 +39,7 @@ from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.decode import require_engine
 from pipeline.fetch.join import PART_PAIRS, build_join, read_pairs
 from pipeline.fetch.parts import DecodeParts, undecoded
-from pipeline.fetch.policy import Target, parse_url
+from pipeline.fetch.policy import DAMAGE, Target, parse_url
 from pipeline.fetch.reuse import KnownFile, Source, known_rows, read_known
 from pipeline.fetch.schedule import Schedule
 from pipeline.fetch.shards import ShardPlan
@@ -91,6 +91,7 @@ def run(config: FetchConfig, out: str, options: RunOptions) -> Manifest | None:
         options=options,
         owned=OWNED,
         resumable=True,
+        damage=DAMAGE,
     )
     if done is not None:
         retry.clean(out, [staging.FOLDER])
