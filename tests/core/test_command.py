@@ -176,3 +176,14 @@ def test_progress_shows_rate_and_time_left_on_a_terminal_only() -> None:
         tick()
     assert silent.getvalue() == ""
     assert [duration(s) for s in (5, 125, 3700)] == ["5s", "2m 05s", "1h 01m"]
+
+
+def test_a_result_called_model_hides_no_package(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    script = "import runpy, sys; sys.argv = ['wit', 'train', '--help']\n"
+    script += "try:\n    runpy.run_module('pipeline', run_name='__main__', alter_sys=False)\n"
+    script += "except SystemExit:\n    pass\nimport model; print(model.__file__)"
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert found.stdout.splitlines()[-1].endswith("__init__.py")
