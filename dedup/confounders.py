@@ -20,7 +20,6 @@ NEAR_UNIFORM_LEVELS = 6.0
 TINY_PX = 32
 PERMUTATIONS = 2000
 LISTED_CLASSES = 10
-FLAGS = ("near-uniform", "tiny")
 
 
 @dataclass(frozen=True, kw_only=True)
