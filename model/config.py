@@ -196,32 +196,18 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotConfig:
-    """How to evaluate zero-shot (paper 3.1).
+class EvaluationConfig:
+    """What every evaluation needs to know.
 
     Attributes:
         model: Checkpoint folder.
-        dataset: A folder with one folder of images per class, or WebDataset tars, Parquet, CSV, MNIST or CIFAR files.
-        prompts: File with one prompt template a line, ``{}`` standing for the class name; several are ensembled.
-        class_names: TSV of ``folder<TAB>name``; a class without a line is named by its folder.
-        known_as: A dataset of the paper (:mod:`model.registry`), whose name, metric and prompts it has.
-        name: The dataset's name in ``eval_dataset``; its folder's name unless given.
-        templates: Prompt templates, if there is no ``prompts`` file.
-        metric: The dataset's own (Table 9).
-        batch_size: Images encoded at once.
+        batch_size: Images, or texts, encoded at once.
         tensorboard: Folder for TensorBoard's event files; none are written unless given.
         threads: Of torch on the CPU; 0 takes torch's own choice.
         device: Where to compute; ``auto`` takes a GPU if there is one.
     """
 
     model: str | None = input_path()
-    dataset: str | None = input_path()
-    prompts: str | None = input_path()
-    class_names: str | None = input_path()
-    known_as: str | None = None
-    name: str | None = None
-    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
-    metric: Metric = "accuracy"
     batch_size: int = unhashed(256)
     tensorboard: str | None = unhashed(None)
     threads: int = unhashed(0)
@@ -230,52 +216,72 @@ class ZeroShotConfig:
     def __post_init__(self) -> None:
         _refuse(self.batch_size < 1, f"batch_size {self.batch_size}: choose at least 1")
         _refuse(self.threads < 0, f"threads {self.threads}: choose 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig(EvaluationConfig):
+    """What an evaluation of one dataset needs to know.
+
+    Attributes:
+        dataset: The test images.
+        known_as: A dataset of the paper (:mod:`model.registry`), whose name, metric and prompts it has.
+        name: The dataset's name in ``eval_dataset``; its folder's name unless given.
+    """
+
+    dataset: str | None = input_path()
+    known_as: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig(DatasetConfig):
+    """How to evaluate zero-shot (paper 3.1).
+
+    Attributes:
+        dataset: A folder with one folder of images per class, or WebDataset tars, Parquet, CSV, MNIST or CIFAR files.
+        prompts: File with one prompt template a line, ``{}`` standing for the class name; several are ensembled.
+        class_names: TSV of ``folder<TAB>name``; a class without a line is named by its folder.
+        templates: Prompt templates, if there is no ``prompts`` file.
+        metric: The dataset's own (Table 9).
+    """
+
+    prompts: str | None = input_path()
+    class_names: str | None = input_path()
+    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+    metric: Metric = "accuracy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _refuse(not self.templates, "templates: give at least one, as 'A photo of a {}.'")
         for template in self.templates:
             _refuse("{}" not in template, f"template {template!r}: put {{}} where the class name goes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProbeConfig:
+class LinearProbeConfig(DatasetConfig):
     """How to train and test a linear probe (paper A.3).
 
     Attributes:
-        model: Checkpoint folder.
         train: Labelled training images, in any form that ``dataset`` may have.
         validation: Labelled images to find the penalty with; unless given, a share of the training images.
         dataset: Labelled test images.
-        known_as: A dataset of the paper (:mod:`model.registry`), whose name, metric and prompts it has.
-        name: The dataset's name in ``eval_dataset``; its folder's name unless given.
         metric: The dataset's own (Table 9).
         validation_share: Share of each class that validates, if there is no ``validation``.
         penalty: The L2 penalty (the paper's lambda); found by search unless given.
         shots: Also train with so many images of each class.
         seed: Of the split and of the shots.
-        batch_size: Images encoded at once.
-        tensorboard: Folder for TensorBoard's event files; none are written unless given.
-        threads: Of torch on the CPU; 0 takes torch's own choice.
-        device: Where to compute; ``auto`` takes a GPU if there is one.
     """
 
-    model: str | None = input_path()
     train: str | None = input_path()
     validation: str | None = input_path()
-    dataset: str | None = input_path()
-    known_as: str | None = None
-    name: str | None = None
     metric: Metric = "accuracy"
     validation_share: float = 0.2
     penalty: float | None = None
     shots: tuple[int, ...] = ()
     seed: int = 0
-    batch_size: int = unhashed(256)
-    tensorboard: str | None = unhashed(None)
-    threads: int = unhashed(0)
-    device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
 
     def __post_init__(self) -> None:
-        _refuse(self.batch_size < 1, f"batch_size {self.batch_size}: choose at least 1")
-        _refuse(self.threads < 0, f"threads {self.threads}: choose 0 or more")
+        super().__post_init__()
         share = self.validation_share
         _refuse(not 0 < share < 1, f"validation_share {share}: choose between 0 and 1")
         _refuse(self.penalty is not None and self.penalty <= 0, f"penalty {self.penalty}: choose above 0")
@@ -283,68 +289,38 @@ class LinearProbeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalConfig:
+class RetrievalConfig(DatasetConfig):
     """How to evaluate retrieval (paper E.1).
 
     Attributes:
-        model: Checkpoint folder.
         dataset: Images with captions: WebDataset tars, Parquet, or CSV with a path and a caption column.
         captions: Column of the captions, or their ending in tars, if another than the usual names.
         template: What a caption is put into; the paper puts "a photo of" before each.
-        known_as: A dataset of the paper (:mod:`model.registry`), whose name, metric and prompts it has.
-        name: The dataset's name in ``eval_dataset``; its folder's name unless given.
-        batch_size: Images or texts encoded at once.
-        tensorboard: Folder for TensorBoard's event files; none are written unless given.
-        threads: Of torch on the CPU; 0 takes torch's own choice.
-        device: Where to compute; ``auto`` takes a GPU if there is one.
     """
 
-    model: str | None = input_path()
-    dataset: str | None = input_path()
     captions: str | None = None
     template: str = "{}"
-    known_as: str | None = None
-    name: str | None = None
-    batch_size: int = unhashed(256)
-    tensorboard: str | None = unhashed(None)
-    threads: int = unhashed(0)
-    device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
 
     def __post_init__(self) -> None:
-        _refuse(self.batch_size < 1, f"batch_size {self.batch_size}: choose at least 1")
-        _refuse(self.threads < 0, f"threads {self.threads}: choose 0 or more")
+        super().__post_init__()
         _refuse("{}" not in self.template, f"template {self.template!r}: put {{}} where the caption goes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuiteConfig:
+class SuiteConfig(EvaluationConfig):
     """How to evaluate a group of datasets (paper 3.3).
 
     Attributes:
-        model: Checkpoint folder.
         data: Folder that holds the datasets under their names in the registry (:mod:`model.registry`).
         group: ``robustness``, ``zero-shot-36`` or ``linear-probe-27``; retrieval sets are left out.
         base: The dataset that the others shift from; ``none`` for no comparison.
         baselines: Suites of other models, from which effective robustness is told.
-        batch_size: Images encoded at once.
-        tensorboard: Folder for TensorBoard's event files; none are written unless given.
-        threads: Of torch on the CPU; 0 takes torch's own choice.
-        device: Where to compute; ``auto`` takes a GPU if there is one.
     """
 
-    model: str | None = input_path()
     data: str | None = input_path()
     group: str = "robustness"
     base: str = "imagenet"
     baselines: tuple[str, ...] = input_paths()
-    batch_size: int = unhashed(256)
-    tensorboard: str | None = unhashed(None)
-    threads: int = unhashed(0)
-    device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
-
-    def __post_init__(self) -> None:
-        _refuse(self.batch_size < 1, f"batch_size {self.batch_size}: choose at least 1")
-        _refuse(self.threads < 0, f"threads {self.threads}: choose 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
