@@ -27,13 +27,19 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
     """Serves the page until it is interrupted.
 
     Raises:
-        UsageError: No neighbours are given, or the port is taken.
+        UsageError: No neighbours are given, labels would go to an object store, or the port is taken.
         InputError: The neighbours or the labels cannot be read.
         OutputError: The folder for labels cannot be written.
     """
     if args.neighbours is None:
         raise UsageError("no neighbours given", hint="pass --neighbours DIR, made with `wit dedup search`")
     folder = args.out or beside(args.neighbours)
+    if "://" in folder or ("://" in args.neighbours and not args.out):
+        raise UsageError(
+            "labels are added one by one, which an object store cannot do",
+            found=args.out or args.neighbours,
+            hint="name a folder of this machine with --out",
+        )
     if options.dry_run:
         print(f"wit dedup review: would read {args.neighbours} and keep labels in {folder}")  # noqa: T201
         return

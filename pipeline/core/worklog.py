@@ -48,6 +48,7 @@ def switched_on() -> bool:
         handler.name = _HANDLER
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         LOGGER.addHandler(handler)
+        LOGGER.propagate = False  # Beam's local engine may hand the same lines on in its own words
     return True
 
 

@@ -79,3 +79,4 @@ def test_the_local_engine_shows_progress_and_logs_only_when_asked(
         assert " stage=select begins=out worker=" in capsys.readouterr().err
     finally:
         worklog.LOGGER.handlers[:] = handlers
+        worklog.LOGGER.propagate = True

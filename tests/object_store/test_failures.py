@@ -233,3 +233,11 @@ def test_a_store_that_throttles_slows_a_stage_down_and_no_more(
         s3fs.S3FileSystem.clear_instance_cache()
     assert next(calls) > 40
     assert contents(out) == contents(f"{inputs}/candidates")
+
+
+@pytest.mark.parametrize("words", [(), ("--out", f"s3://{BUCKET}/labels")])
+def test_a_review_keeps_its_labels_on_a_disk(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dedup", "review", "--neighbours", f"s3://{BUCKET}/neighbours", *words]) == 2
+    assert "--out" in capsys.readouterr().err
