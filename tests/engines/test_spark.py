@@ -1,0 +1,64 @@
+"""Every Beam stage on Spark, inside the job server and on a cluster whose workers die: the local engine's bytes."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.engines import chain, jars, spark
+from tests.engines.faulty import Fault
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(
+        bool(jars.missing_tools()), reason=f"not installed: {', '.join(jars.missing_tools())}"
+    ),
+]
+
+# `make test-spark` lets workers die too, which costs more: without a cache each task starts one.
+VICTIMS = ("executor", "worker") if os.environ.get("ENGINES") == "all" else ("executor",)
+
+
+@pytest.fixture(scope="module")
+def spark_jars() -> Sequence[Path]:
+    return jars.checked("spark", jars.resolve("spark"))
+
+
+def test_every_stage_in_embedded_spark(
+    spark_jars: Sequence[Path], base: Path, requests: Counter[tuple[int, str]], tmp_path: Path
+) -> None:
+    with spark.job_server(spark_jars, tmp_path / "spark", "local[2]") as endpoint:
+        engine = ["--runner=SparkRunner", f"--job_endpoint={endpoint}", "--environment_type=LOOPBACK"]
+        for stage in chain.STAGES:
+            requests.clear()
+            chain.run(stage, base, tmp_path / stage.folder, engine)
+            chain.assert_same(stage, base, tmp_path / stage.folder)
+            assert set(requests.values()) <= {1}, stage.name
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_every_stage_on_a_cluster_where_something_dies(
+    spark_jars: Sequence[Path], base: Path, requests: Counter[tuple[int, str]], tmp_path: Path, victim: str
+) -> None:
+    fault = Fault(tmp_path / "fault")
+    with (
+        spark.cluster(spark_jars, tmp_path / "cluster") as master,
+        spark.job_server(spark_jars, tmp_path / "spark", master) as endpoint,
+    ):
+        engine = ["--runner=SparkRunner", f"--job_endpoint={endpoint}", *fault.options]
+        engine.append(spark.unstaged(tmp_path))
+        if victim == "executor":  # its workers go with it; a dead worker would stay in its executor's cache
+            engine.append("--environment_cache_millis=30000")
+        for stage in chain.STAGES:
+            requests.clear()
+            fault.arm(victim, 2)
+            chain.run(stage, base, tmp_path / stage.folder, engine)
+            assert fault.struck, stage.name
+            chain.assert_same(stage, base, tmp_path / stage.folder)
+            # What was asked for is staged: a task that runs again asks for nothing twice.
+            assert set(requests.values()) <= {1}, stage.name
