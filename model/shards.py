@@ -6,13 +6,14 @@ Every caption is a sample; samples that show the same image form a group, which 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from model.tar_index import DamagedTarError, members
+from model.tar_index import listing
 from pipeline.core import manifest, paths, tables
 from pipeline.core.contracts import SHARDS
 from pipeline.core.errors import ContractError, InputError, UnfinishedInputError, UsageError
@@ -152,12 +153,23 @@ def _is_ours(parquet: str) -> bool:
 def tar_members(path: str) -> dict[str, dict[str, tuple[int, int]]]:
     """First byte and size of each key's members by ending; a damaged tar gives what stands before the damage."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        for name, offset, size in members(path):
-            key, _, ending = name.rpartition("/")[2].partition(".")
-            found.setdefault(key, {})[ending.lower()] = (offset, size)
-    except DamagedTarError:
-        return found  # rows whose image is not found are dropped one by one
+    for name, offset, size in listing(path):  # rows whose image is not found are dropped one by one
+        key, _, ending = name.decode("utf-8", "replace").rpartition("/")[2].partition(".")
+        found.setdefault(key, {})[ending.lower()] = (offset, size)
+    return found
+
+
+def _image_places(path: str) -> dict[bytes, tuple[int, int]]:
+    """First byte and size of each key's image, as :func:`tar_image` chooses it."""
+    by_ending: dict[bytes, dict[bytes, tuple[int, int]]] = {e.encode(): {} for e in reversed(IMAGE_ENDINGS)}
+    for name, offset, size in listing(path):
+        key, _, ending = name.rpartition(b"/")[2].partition(b".")
+        images = by_ending.get(ending.lower())
+        if images is not None:
+            images[key] = (offset, size)
+    found: dict[bytes, tuple[int, int]] = {}
+    for images in by_ending.values():  # the first of the endings is the last to write
+        found.update(images)
     return found
 
 
@@ -220,24 +232,20 @@ def _add_table(rows: _Rows, number: int, tar: str, parquet: str) -> None:
             expected=", ".join(needed),
             found=f"no {missing[0]}",
         )
-    found = tar_members(tar)
-    for row in _rows_of(parquet, [c for c in _COLUMNS if c in schema.names]):
-        if row["status"] == "success":
-            key = str(row["key"])
-            rows.add(
-                number, tar, key, str(row.get("pair_id") or key), str(row["caption"] or ""), tar_image(found.get(key)),
-                str(row.get("sha256") or row.get("url") or f"{tar} {key}"), _query(row.get("query_id")),
-            )  # fmt: skip
-
-
-def _query(value: object) -> int:
-    return value if isinstance(value, int) else -1
-
-
-def _rows_of(parquet: str, columns: list[str]) -> Iterator[dict[str, object]]:
+    found = _image_places(tar)
+    columns = [c for c in _COLUMNS if c in schema.names]
     for batch in tables.read_batches([parquet], columns=columns):
-        for values in zip(*(batch.column(c).to_pylist() for c in columns), strict=True):
-            yield dict(zip(columns, values, strict=True))
+        kept = batch.filter(pc.equal(batch["status"], "success"))
+        values = {c: kept[c].to_pylist() for c in columns}
+        none = [None] * len(kept)
+        ids, shas, urls, queries = (values.get(c, none) for c in ("pair_id", "sha256", "url", "query_id"))
+        for key, caption, pair, sha, url, query in zip(
+            map(str, values["key"]), values["caption"], ids, shas, urls, queries, strict=True
+        ):
+            rows.add(
+                number, tar, key, str(pair or key), caption or "", found.get(key.encode()),
+                str(sha or url or f"{tar} {key}"), query if isinstance(query, int) else -1,
+            )  # fmt: skip
 
 
 def _add_plain(rows: _Rows, number: int, tar: str, captions: Iterable[str]) -> None:

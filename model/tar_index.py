@@ -18,6 +18,7 @@ from pipeline.core.errors import InputError
 
 BLOCK = 512
 _FILE_TYPES = (b"0", b"\0", b"7")
+_PLAIN_FILE = ord("0")
 _LONGEST_NAME = 1 << 20  # a pax header or GNU name beyond this is damage
 
 
@@ -39,6 +40,51 @@ def members(path: str) -> Iterator[tuple[str, int, int]]:
                 yield from _walk(lambda start, size: mapped[start : start + size], len(mapped), path)
         else:
             yield from _walk(_reader(file), paths.size(path), path)
+
+
+def listing(path: str) -> list[tuple[bytes, int, int]]:
+    """What :func:`members` yields, names as bytes, up to where the tar is damaged.
+
+    Plain tars on a disk, as this project and img2dataset write them, take about half the time.
+
+    Raises:
+        InputError: It cannot be opened.
+    """
+    fs, name = paths.filesystem(path)
+    if isinstance(fs, LocalFileSystem) and os.path.isfile(name) and os.path.getsize(name):
+        with open(name, "rb") as local, mmap.mmap(local.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            found = _plain(mapped)
+        if found is not None:
+            return found
+    rows: list[tuple[bytes, int, int]] = []
+    with contextlib.suppress(DamagedTarError):
+        for member, offset, size in members(path):
+            rows.append((member.encode("utf-8", "surrogateescape"), offset, size))
+    return rows
+
+
+def _plain(mapped: mmap.mmap) -> list[tuple[bytes, int, int]] | None:
+    """The files of a tar whose headers all are plain ones; ``None`` for any other, or a damaged one."""
+    place, end = 0, len(mapped)
+    rows: list[tuple[bytes, int, int]] = []
+    while place + BLOCK <= end:
+        header = mapped[place : place + BLOCK]
+        if header[156] != _PLAIN_FILE:
+            # Zeros end a tar; anything else is not for this reader.
+            return rows if header[156] == 0 and not header.strip(b"\0") else None
+        magic = header[257:263]
+        if magic != b"ustar\0" and magic != b"ustar ":
+            return None
+        try:
+            size = int(header[124:135], 8)
+        except ValueError:
+            return None
+        if header[345] and magic == b"ustar\0":  # a name in two parts
+            return None
+        data = place + BLOCK
+        rows.append((header[:100].partition(b"\0")[0], data, size))
+        place = data + (size + BLOCK - 1) // BLOCK * BLOCK
+    return rows if place == end else None
 
 
 def _reader(file: IO[bytes]) -> Callable[[int, int], bytes]:

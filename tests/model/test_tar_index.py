@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.tar_index import DamagedTarError, members
+from model.tar_index import DamagedTarError, listing, members
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 
@@ -48,6 +48,7 @@ def test_finds_what_tarfile_finds(
     with tarfile.open(path) as tar:
         wanted = [(i.name, tar.extractfile(i).read()) for i in tar if i.isfile()]  # type: ignore[union-attr]
     assert read(path) == wanted
+    assert [(n.decode(), s, e) for n, s, e in listing(str(path))] == list(members(str(path)))
 
 
 def test_folders_links_and_long_names(tmp_path: Path) -> None:
@@ -68,6 +69,7 @@ def test_folders_links_and_long_names(tmp_path: Path) -> None:
 def test_other_file_systems() -> None:
     with fsspec.open("memory://t/a.tar", "wb") as file:
         file.write(packed([("a.jpg", b"x" * 700), ("b.jpg", b"y")], tarfile.USTAR_FORMAT))
+    assert listing("memory://t/a.tar") == [(b"a.jpg", 512, 700), (b"b.jpg", 2048, 1)]
     assert list(members("memory://t/a.tar")) == [("a.jpg", 512, 700), ("b.jpg", 2048, 1)]
 
 
@@ -85,10 +87,13 @@ def test_damage(tmp_path: Path) -> None:
             for member in members(str(path)):
                 found.append(member[0])  # noqa: PERF401
         assert found == ["a.jpg"] * (cut > 1000)
+        assert [name for name, _, _ in listing(str(path))] == [b"a.jpg"] * (cut > 1000)
     path.write_bytes(whole[:1536] + b"junk" * 200)
     with pytest.raises(DamagedTarError, match=r"not a tar header, found at byte 1,536"):
         list(members(str(path)))
+    assert listing(str(path)) == [(b"a.jpg", 512, 700)]
     path.write_bytes(b"")
     assert list(members(str(path))) == []
+    assert listing(str(path)) == []
     path.write_bytes(packed([], tarfile.USTAR_FORMAT))
     assert list(members(str(path))) == []
