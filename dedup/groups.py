@@ -20,12 +20,13 @@ import pyarrow as pa
 from dedup import nearest, vectors
 from dedup.config import GroupsConfig
 from pipeline.core import beam as stages
-from pipeline.core import paths, tables
+from pipeline.core import counters, paths, tables
 from pipeline.core.contracts import EMBEDDINGS, GROUPS
 from pipeline.core.errors import InputError, UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, tick
 from pipeline.core.stage import RunOptions, StageResult, run_stage
+from pipeline.core.worklog import working
 
 STAGE = "dedup groups"
 DROP_IDS = "drop-ids.txt"
@@ -210,13 +211,15 @@ class LinkBlocks(beam.DoFn):
         places = (number << _ROW) + start + np.arange(rows)
         first, equals = link_equals(values, self.threshold)
         held, found = [equals.at(places)], 0
-        for links in self._tiles(values[first], places[first], number, start + rows):
-            held.append(links)
-            found += len(links.row)
-            if found > 8 * rows:  # what is held stays in proportion to the block
-                held, found = [joined(held)], 0
+        with working(STAGE, f"{self.files[number]} {start}"):
+            for links in self._tiles(values[first], places[first], number, start + rows):
+                held.append(links)
+                found += len(links.row)
+                if found > 8 * rows:  # what is held stays in proportion to the block
+                    held, found = [joined(held)], 0
+            tick(rows)
+        counters.count(STAGE, "compared", rows)
         yield joined(held)
-        tick(rows)
 
     def _tiles(self, values: np.ndarray, places: np.ndarray, number: int, end: int) -> Iterator[Links]:
         for i in range(0, len(values), _TILE):
@@ -316,6 +319,7 @@ def _named(found: Links | None, files: Sequence[str]) -> pa.Table:
     order = np.lexsort((np.argsort(np.argsort(names)), group))
     firsts = np.flatnonzero(np.diff(group[order], prepend=-1))
     called = names[order][firsts][group]
+    counters.count_rows(STAGE, rows_in=len(ids), rows_out=len(ids))
     return pa.table(
         {
             "pair_id": pa.array(ids, pa.string()),

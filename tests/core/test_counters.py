@@ -78,7 +78,7 @@ def test_counters_end_as_the_manifests_numbers(engine: str, counted: counters.To
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_embed_and_search_count_too(engine: str, counted: counters.Totals, tmp_path: Path) -> None:
+def test_embed_search_and_groups_count_too(engine: str, counted: counters.Totals, tmp_path: Path) -> None:
     for i in range(3):
         folder = tmp_path / "pictures" / "a"
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +94,10 @@ def test_embed_and_search_count_too(engine: str, counted: counters.Totals, tmp_p
     assert main(words) == 0
     rows = manifest.read(str(found)).rows
     assert counted["dedup search"] == {"rows_in": rows, "rows_out": rows, "compared": 2}
+    words = ["dedup", "groups", "--train", str(out), "--threshold=-0.99", "--out", str(tmp_path / "groups")]
+    assert main([*words, *beam]) == 0
+    assert manifest.read(str(tmp_path / "groups")).rows == 2
+    assert counted["dedup groups"] == {"rows_in": 2, "rows_out": 2, "compared": 2}
 
 
 def test_an_engine_without_counters_is_no_error() -> None:
