@@ -156,6 +156,10 @@ def test_objective_learns_and_names_pictures(
     command = ["evaluate", "zero-shot", "--model", model, "--dataset", dataset, "--out", str(out)]
     assert main([*command, "--set", f'evaluate.zero-shot.templates=["{template}"]', *COMMON]) == 0
     assert json.loads((out / "scores.json").read_text())["metrics"]["top1"] > 0.3  # chance is 1 in 6
+    if objective == "bow_prediction":  # its image tower is like any other
+        given = ["--model", model, "--train", dataset, "--dataset", dataset, "--penalty", "1"]
+        assert main(["evaluate", "linear-probe", *given, *COMMON, "--out", str(tmp_path / "p")]) == 0
+        assert json.loads((tmp_path / "p" / "scores.json").read_text())["metrics"]["top1"] > 0.5
     if objective == "bow_contrastive":
         assert checkpoint.load_model(model).config.text_cfg.kind == "cbow"
     else:
