@@ -1,20 +1,24 @@
-"""Fetches the pictures that the default detector is trained on, out of packages, and shrinks them into one folder.
+"""Fetches the pictures that the default detector is trained on, out of packages, and shrinks them into two folders.
 
     python -m examples.detector.pictures --packages DIR --out DIR
 
 Debian's packages come with `apt-get download` (Debian 12, no root needed; a package that lies in ``--packages``
-already is taken from there) and are opened with `dpkg-deb`; the emoji are those of the small world. Nothing of it is
-committed. `examples/detector/README.md` has every licence. Pictures that other projects judge detectors by are not
-among them, and must not be added: stamps, clip art, sample images, wallpapers, photographs of web themes.
+already is taken from there) and are opened with `dpkg-deb`; icons come with `npm pack` and are drawn by `resvg-py`; the
+emoji are those of the small world. Nothing of it is committed. `examples/detector/README.md` has every licence.
+Pictures that other projects judge detectors by are not among them, and must not be added: stamps, clip art, sample
+images, wallpapers, photographs of web themes.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import io
+import json
 import re
 import subprocess
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -35,6 +39,15 @@ PACKAGES = (
     "supertux-data",
     "freeorion-data",
 )
+# Sets of icons and how many are drawn of each: small things on white, hard to tell apart, under permissive licences.
+ICONS = {
+    "@iconify-json/game-icons@1.2.4": 1_500,
+    "@iconify-json/streamline-ultimate-color@1.2.2": 998,
+    "@iconify-json/streamline-freehand-color@1.2.2": 1_000,
+    "@iconify-json/streamline-emojis@1.2.4": 787,
+    "@iconify-json/noto-v1@1.2.5": 800,
+}
+ICON_PX = 160
 WORLD = Path(__file__).parent.parent / "world" / "pictures"
 SIDE, LEAST_SIDE, QUALITY = 192, 32, 95
 # Maps that say how a surface reflects, and fonts: no pictures that anybody would copy.
@@ -50,23 +63,27 @@ def main() -> None:
     """Fetches, opens and shrinks."""
     made = argparse.ArgumentParser(description=__doc__)
     made.add_argument("--packages", type=Path, required=True)
-    made.add_argument("--out", type=Path, required=True)
+    made.add_argument("--out", type=Path, required=True, help="gets the folders pictures and icons")
     options = made.parse_args()
-    options.packages.mkdir(parents=True, exist_ok=True)
-    options.out.mkdir(parents=True, exist_ok=True)
+    pictures, drawn = options.out / "pictures", options.out / "icons"
+    for folder in (options.packages, pictures, drawn):
+        folder.mkdir(parents=True, exist_ok=True)
     seen = Seen()
     for package in PACKAGES:
         count = sum(
-            write(options.out / package, name, image, seen)
-            for name, image in debian(package, options.packages)
+            write(pictures / package, name, image, seen) for name, image in debian(package, options.packages)
         )
         print(f"{package}: {count} pictures")
     for file in sorted(WORLD.glob("*.zip")):
         with zipfile.ZipFile(file) as opened:
-            pictures = ((n, opened.read(n)) for n in sorted(opened.namelist()))
-            count = sum(write(options.out / file.stem, name, data, seen) for name, data in pictures)
+            read = ((n, opened.read(n)) for n in sorted(opened.namelist()))
+            count = sum(write(pictures / file.stem, name, data, seen) for name, data in read)
         print(f"{file.stem}: {count} pictures")
-    print(f"collages: {collages(options.out, COLLAGES)} pictures")
+    print(f"collages: {collages(pictures, COLLAGES)} pictures")
+    for package, most in ICONS.items():
+        folder = drawn / package.split("/")[1].split("@")[0]
+        count = sum(write(folder, name, data, seen) for name, data in icons(package, options.packages, most))
+        print(f"{folder.name}: {count} pictures")
 
 
 def debian(package: str, folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -86,6 +103,34 @@ def debian(package: str, folder: Path) -> Iterator[tuple[str, bytes]]:
                     for name in sorted(archive.namelist()):
                         if name.lower().endswith(_SUFFIXES):
                             yield name, archive.read(name)
+
+
+def icons(package: str, folder: Path, most: int) -> Iterator[tuple[str, bytes]]:
+    """Names and PNG bytes of some icons of a set, those whose names have the smallest hashes."""
+    resvg = importlib.import_module("resvg_py")
+    name, _, version = package.rpartition("@")
+    file = folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    if not file.exists():
+        subprocess.run(
+            ["npm", "pack", package, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL
+        )
+    with tarfile.open(file) as opened:
+        data = opened.extractfile("package/icons.json")
+        assert data is not None, f"{file}: no icons.json"
+        found = json.load(data)
+    sides = {key: found.get(key, 16) for key in ("width", "height")}
+    hashes = {icon: hashlib.sha256(icon.encode()).digest() for icon in found["icons"]}
+    for icon in sorted(hashes, key=lambda x: hashes[x])[:most]:
+        shape = {**sides, **found["icons"][icon]}
+        # Sets of one colour leave it to the page: half of them stay black.
+        first = hashes[icon][-4:]
+        colour = "#000000" if first[0] % 2 else f"#{bytes(x // 2 for x in first[1:]).hex()}"
+        box = f"{shape.get('left', 0)} {shape.get('top', 0)} {shape['width']} {shape['height']}"
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" width="{ICON_PX}" height="{ICON_PX}">'
+        )
+        svg = f"{head}{shape['body'].replace('currentColor', colour)}</svg>"
+        yield icon, bytes(resvg.svg_to_bytes(svg_string=svg, skip_system_fonts=True))
 
 
 class Seen:
