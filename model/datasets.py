@@ -58,12 +58,14 @@ class Captioned:
         ids: Of the images.
         captions: Texts of each image.
         read: Gives the picture of an image by its place in ``ids``.
+        bare: Ids of images without a caption, which are not in ``ids``.
     """
 
     root: str
     ids: tuple[str, ...]
     captions: tuple[tuple[str, ...], ...]
     read: Callable[[int], Picture]
+    bare: tuple[str, ...] = ()
 
 
 def read_dataset(path: str) -> Dataset:
@@ -376,11 +378,15 @@ def _grouped(
     texts: dict[str, list[str]] = {}
     for i, (name, row) in enumerate(zip(names, rows, strict=True)):
         value: Any = row.get(column)
-        found = [str(v) for v in (value if isinstance(value, list | tuple) else [value]) if v]
+        found = [
+            str(v) for v in (value if isinstance(value, list | tuple) else [value]) if v and str(v).strip()
+        ]
         if found:
             firsts.setdefault(name, i)
             texts.setdefault(name, []).extend(found)
     if not firsts:
         raise InputError("no image has a caption", where=path, found=f"{len(rows)} rows")
     places = list(firsts.values())
-    return Captioned(path, tuple(firsts), tuple(tuple(texts[n]) for n in firsts), lambda i: read(places[i]))
+    bare = tuple(dict.fromkeys(name for name in names if name not in firsts))
+    captions_of = tuple(tuple(texts[n]) for n in firsts)
+    return Captioned(path, tuple(firsts), captions_of, lambda i: read(places[i]), bare)

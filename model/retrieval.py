@@ -25,6 +25,7 @@ from pipeline.core.progress import Progress
 from pipeline.core.stage import RunOptions, StageResult, run_stage
 
 AT = (1, 5, 10)
+NO_CAPTION = "no_caption"  # of an image that nothing could find, and that can find nothing
 ROWS = 1_024  # similarities are computed by so many rows at a time
 
 
@@ -114,7 +115,7 @@ def evaluate(
     if config.threads:
         torch.set_num_threads(config.threads)
     model = model.to(device_of(config.device))
-    dropped: Dropped = []
+    dropped: Dropped = [(NO_CAPTION, name, None) for name in dataset.bare]
     images, places = embed_images(model, dataset, config.batch_size, dropped, quiet=quiet)
     texts = [t for place in places for t in dataset.captions[place]]
     counts = np.array([len(dataset.captions[place]) for place in places])
@@ -138,7 +139,7 @@ def evaluate(
         }
     )
     rows = tables.write_table(paths.join(out, tables.part_name(0)), table, PREDICTIONS)
-    return StageResult(rows=rows, rows_in=len(dataset.ids), extra={"scores": result})
+    return StageResult(rows=rows, rows_in=len(dataset.ids) + len(dataset.bare), extra={"scores": result})
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ from model.config import SuiteConfig
 from model.datasets import Dataset, read_dataset
 from model.distributed import device_of
 from model.metrics import METRICS, Interval, accuracy
-from model.predictions import SCORES, Dropped, write_dropped
+from model.predictions import REASONS, SCORES, Dropped, write_dropped
 from model.prompts import read_templates
 from model.registry import Known
 from model.zeroshot import predictions, read_names
@@ -125,6 +125,7 @@ def run(config: SuiteConfig, out: str, options: RunOptions) -> Manifest | None:
         out=out,
         options=options,
         owned=(SCORES,),
+        damage=REASONS,
     )
 
 
