@@ -94,8 +94,8 @@ def main() -> None:
     stored = set(urls.values())
     copies = {leak.eval_id: leak.url for leak in leaks(find(None), port=args.port) if leak.url in stored}
     leaked = set(copies)
-    print("| detector | threshold | at | found | precision |")  # noqa: T201
-    print("| --- | --- | ---: | ---: | ---: |")  # noqa: T201
+    print("| detector | threshold | at | found | precision |")
+    print("| --- | --- | ---: | ---: | ---: |")
     for detector in [DEMO, SHIPPED, *args.detector]:
         with neighbours(args.demo, detector) as folder, tempfile.TemporaryDirectory() as labels:
             session = open_session(folder, labels, train=[f"{args.demo}/shards"], reviewer="truth")
@@ -108,7 +108,7 @@ def main() -> None:
                 (f"reviewed, {given} labels", reviewed),
                 (f"best at {session.precision:.0%} by the truth", perfect),
             ):
-                print(f"| {detector} | {name} | {rates(session, leaked, threshold)} |", flush=True)  # noqa: T201
+                print(f"| {detector} | {name} | {rates(session, leaked, threshold)} |", flush=True)
 
 
 if __name__ == "__main__":
