@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline import cli, run
+from pipeline.core import fakes
+from pipeline.core.contracts import PREDICTIONS
 from pipeline.core.errors import UsageError
 from pipeline.core.options import RunOptions
 
@@ -103,3 +106,15 @@ def test_dry_run_says_what_is_to_do(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "select" in printed
     assert printed.count("to do") == 2
     assert not (tmp_path / "o").exists()
+
+
+def test_key_figures_of_an_evaluation_without_top1(tmp_path: Path) -> None:
+    scores = tmp_path / "scores" / "birds"
+    fakes.fake_folder(str(scores), PREDICTIONS, 4)
+    found = {
+        "task": "retrieval", "dataset": "birds", "n": 40, "metrics": {"image_to_text_r1": 0.5, "image_to_text_r5": 0.7},
+        "chance": {"image_to_text_r1": 0.025},
+    }  # fmt: skip
+    (scores / "scores.json").write_text(json.dumps(found))
+    told = "retrieval birds  image to text r1 50.0% of 40 pictures (chance 2.50%)"
+    assert run.figures(str(tmp_path)) == told
