@@ -81,7 +81,7 @@ class TrainConfig:
         whole_pairs: Pairs on which network and head are trained together at last; the network's rate then stays
             at its peak until the head is there, and falls only in this last part.
         batch_size: Pairs in a batch [1,712]; each is compared with all others of its batch. Default: the preset's.
-        learning_rate: Peak of the cosine schedule (ours; the paper gives none).
+        learning_rate: Peak of the cosine schedule (ours; the paper gives none). Default: the preset's.
         weight_decay: AdamW's decay of weights (not of gains and biases).
         warmup_share: Share of the steps in which the rate rises to its peak.
         held_share: Share of the steps of ``whole_pairs`` in which the rate then stays there, before it falls in a
@@ -118,7 +118,7 @@ class TrainConfig:
     head_pairs: int | None = None
     whole_pairs: int = 0
     batch_size: int | None = None
-    learning_rate: float = 3e-3
+    learning_rate: float | None = None
     weight_decay: float = 0.05
     warmup_share: float = 0.05
     held_share: float = 0.0
@@ -163,8 +163,10 @@ class TrainConfig:
             raise ValueError(f"warmup_share {self.warmup_share} and held_share {self.held_share} are above 1")
         if self.start is not None and not self.whole_pairs:
             raise ValueError("start goes on with whole_pairs; set them, as whole_pairs = 40000")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise ValueError("learning_rate must be above 0 and weight_decay at least 0")
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, is {self.learning_rate}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must be at least 0, is {self.weight_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)

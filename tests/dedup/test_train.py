@@ -15,7 +15,7 @@ from dedup.collection import Collection, draw_batch
 from dedup.config import TrainConfig
 from dedup.contrast import Schedule, info_nce
 from dedup.detector import PRESETS, Detector, load, save
-from dedup.fit import BATCH_SIZES
+from dedup.fit import BATCH_SIZES, LEARNING_RATES
 from dedup.train import proxy_accuracy, run
 from pipeline.cli import main
 from pipeline.core import manifest
@@ -58,7 +58,7 @@ def test_network_and_head_are_trained_together_at_last(shards: str, detector: st
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     last = {line["part"]: line for line in lines if line["event"] == "step"}
     assert list(last) == ["network", "head", "whole"]
-    assert last["network"]["learning_rate"] == config.learning_rate
+    assert last["network"]["learning_rate"] == LEARNING_RATES[config.preset]
     assert last["whole"]["pairs"] == 64
     # Half precision is half the bytes, and what is loaded is what was calibrated.
     weights = tmp_path / "out" / "model.safetensors"

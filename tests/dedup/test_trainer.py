@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
-from dedup.config import TrainConfig
+from dedup.augment import augment
+from dedup.config import AugmentConfig, TrainConfig
 from dedup.contrast import Arithmetic, Batch, Schedule, adamw, backward, info_nce
-from dedup.detector import PRESETS, Architecture, Detector
+from dedup.detector import PRESETS, Architecture, Detector, prepare
+from dedup.fit import LEARNING_RATES
 from dedup.train import run
 from dedup.trainer import Batches, Trainer
 from pipeline.core.errors import InputError, StageFailedError
+from pipeline.core.fakes import COLOURS, SHAPES, picture
 from pipeline.core.snapshots import NAME, PREVIOUS, Snapshots
 from pipeline.core.stage import RunOptions
 
@@ -105,6 +109,24 @@ def test_chunks_give_the_gradients_of_the_whole_batch(name: str, chunk: int) -> 
     assert max(float(w.abs().max()) for w in wanted) > 0.01
     for mine, whole in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, whole, atol=1e-6, rtol=1e-4)
+
+
+def test_resnet50_learns_at_its_rate() -> None:
+    detector = made(PRESETS["resnet50"])
+    optimiser = adamw(detector, learning_rate=LEARNING_RATES["resnet50"], weight_decay=0.05)
+    shapes = [picture(colour, shape, size=64) for colour, shape in zip(COLOURS[:8], SHAPES * 8, strict=False)]
+    copies = [augment(shape, AugmentConfig(), seed) for seed, shape in enumerate(shapes)]
+    first, second = (torch.from_numpy(np.stack([prepare(x, 32) for x in some])) for some in (shapes, copies))
+    losses = []
+    for step in range(6):
+        for group in optimiser.param_groups:
+            group["lr"] = min(1, (step + 1) / 5) * LEARNING_RATES["resnet50"]
+        optimiser.zero_grad(set_to_none=True)
+        given = (first, second, torch.arange(8))
+        loss, _ = backward(detector.learned, detector, given, Arithmetic(), GradScaler(enabled=False))
+        optimiser.step()
+        losses.append(loss.item())
+    assert min(losses) < 0.85 * losses[0]
 
 
 def test_chunks_hold_the_activations_of_a_chunk_only() -> None:
@@ -210,7 +232,8 @@ FULL: dict[str, object] = {
 KILLED = """
 import os
 from dedup import train, trainer
-from dedup.config import TrainConfig
+from dedup.augment import augment
+from dedup.config import AugmentConfig, TrainConfig
 from pipeline.core.stage import RunOptions
 moment, number = {moment!r}, {number!r}
 save = trainer.Trainer._save
