@@ -20,6 +20,7 @@ from pipeline.core.stores import StoreFile, failure, is_store, store_errors
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcp", "gcs": "gcp"}
 
 
 def join(folder: str, *names: str) -> str:
@@ -34,7 +35,8 @@ def filesystem(path: str) -> tuple[Any, str]:
     try:
         return cast("tuple[Any, str]", fsspec.core.url_to_fs(path, **options))
     except (ImportError, ValueError) as error:
-        hint = "pip install 'webimagetext[s3]'" if path.startswith(("s3://", "s3a://")) else None
+        extra = _EXTRAS.get(path.partition("://")[0])
+        hint = f"pip install 'webimagetext[{extra}]'" if extra else None
         raise InputError(
             "no reader for this kind of address", where=path, found=str(error), hint=hint
         ) from error

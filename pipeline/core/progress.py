@@ -20,8 +20,7 @@ def tick(amount: int = 1) -> None:
     """Counts work done in the progress line that is showing, if any."""
     if _current is not None:
         _current.update(amount)
-    else:
-        worklog.advance(amount)
+    worklog.advance(amount)
 
 
 class Progress:

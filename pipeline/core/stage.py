@@ -97,7 +97,7 @@ def run_stage(
     marker = json.loads(unfinished_marker(stage, config, described))
     _prepare(out, marker, patterns, resumable=resumable)
     started, began = manifest.now(), time.monotonic()
-    worklog.say(stage, begins=out)
+    worklog.begin(stage, out)
     with paths.output_errors(out):
         result = body(out)
         if not paths.exists(paths.join(out, "dropped")):

@@ -64,6 +64,13 @@ def say(stage: str, **facts: object) -> None:
     LOGGER.info("stage=%s%s worker=%s/%d", _word(stage), words, socket.gethostname(), os.getpid())
 
 
+def begin(stage: str, out: str) -> None:
+    """Says that a stage begins; what this process did of one of that name before counts no more."""
+    with _lock:
+        _works.pop(stage, None)
+    say(stage, begins=out)
+
+
 def _word(value: object) -> str:
     text = f"{value:.1f}" if isinstance(value, float) else str(value)
     return f'"{text}"' if " " in text else text
@@ -96,8 +103,9 @@ def advance(amount: int) -> None:
     at: tuple[str, str] | None = getattr(_here, "at", None)
     if at is None:
         return
-    work = _works[at[0]]
     with _lock:
+        now = time.monotonic()
+        work = _works.setdefault(at[0], _Work(began=now, said=now))
         work.rows += amount
     _say_if_due(at[0], at[1], work)
 

@@ -163,3 +163,13 @@ def test_no_rows_still_make_a_readable_part(tmp_path: Path) -> None:
     with tables.PartWriter(str(tmp_path), CANDIDATES):
         pass
     assert tables.read_files([str(tmp_path / "part-00000.parquet")]).column_names == CANDIDATES.schema.names
+
+
+def test_a_store_whose_client_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    for url, extra in (("s3://bucket/x", "s3"), ("gs://bucket/x", "gcp")):
+        with pytest.raises(InputError, match=rf"webimagetext\[{extra}\]"):
+            paths.exists(url)

@@ -54,6 +54,19 @@ def test_parts_of_one_thread_lie_in_one_another_and_threads_apart(
     assert len(caplog.records) == 1
 
 
+def test_a_stage_that_begins_again_counts_from_nothing(
+    clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="wit")
+    for _ in range(2):
+        worklog.begin("s", "out")
+        with Progress("s"), worklog.working("s", "a"):
+            tick(7)
+            clock[0] += 40
+    lines = [record.getMessage() for record in caplog.records if "part=" in record.getMessage()]
+    assert [" ".join(line.split()[2:5]) for line in lines] == ["parts_done=1 rows=7 seconds=40.0"] * 2
+
+
 def test_a_failed_part_is_not_done(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="wit")
     with pytest.raises(KeyError), worklog.working("s", "a"):
