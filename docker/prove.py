@@ -183,7 +183,7 @@ def worker(root: Path, environment: Mapping[str, str], shared: Path) -> Iterator
     command = f"exec python -m apache_beam.runners.worker.worker_pool_main --service_port={port}"
     started = subprocess.Popen(enter(root, command, "/", surroundings(environment), shared))
     try:
-        for _ in range(300):
+        for _ in range(1500):  # a busy machine takes minutes to import Beam
             with socket.socket() as asked:
                 if asked.connect_ex(("127.0.0.1", port)) == 0:
                     break
@@ -196,7 +196,7 @@ def worker(root: Path, environment: Mapping[str, str], shared: Path) -> Iterator
         started.wait()
 
 
-def stages(out: Path, beam: Sequence[str]) -> None:
+def stages(out: Path, beam: Sequence[str], wanted: Sequence[str]) -> None:
     """Runs stages of the small world with the checkout's own Python."""
     given = out.parent
     commands = {
@@ -208,6 +208,8 @@ def stages(out: Path, beam: Sequence[str]) -> None:
         "dedup groups": ["--train", str(out / "dedup-embed"), "--threshold", "0.9"],
     }
     for name, flags in commands.items():
+        if wanted and name not in wanted:
+            continue
         folder = str(out / name.replace(" ", "-"))
         print(f"== wit {name}", *beam, flush=True)
         words = [
@@ -249,16 +251,16 @@ def machine_code(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in (root / PYTHON.lstrip("/")).rglob("*.nbc")}
 
 
-def prove_worker(root: Path, environment: Mapping[str, str]) -> None:
+def prove_worker(root: Path, environment: Mapping[str, str], wanted: Sequence[str]) -> None:
     """Runs stages here and on a worker of the root, and compares them."""
     before = machine_code(root)
     with tempfile.TemporaryDirectory() as made:
         work = Path(made)
         inputs(work)
-        stages(work / "local", [])
         with worker(root, environment, work) as port:
+            stages(work / "local", [], wanted)
             external = ("--environment_type=EXTERNAL", f"--environment_config=localhost:{port}")
-            stages(work / "image", ["--runner=PortableRunner", "--job_endpoint=embed", *external])
+            stages(work / "image", ["--runner=PortableRunner", "--job_endpoint=embed", *external], wanted)
         local, image = parts(work / "local"), parts(work / "image")
         different = [name for name in local if local[name] != image.get(name)]
         if different or len(local) != len(image):
@@ -276,6 +278,7 @@ def main() -> None:
     asked.add_argument("--root", type=Path, required=True, help="folder for the Debian root; some 8 GB")
     asked.add_argument("--image", choices=("worker", "trainer"), default="worker")
     asked.add_argument("--built", action="store_true", help="the root is built already: only try it")
+    asked.add_argument("--stages", nargs="+", default=[], help="of the worker: only these (default: all)")
     args = asked.parse_args()
     root = args.root.resolve()
     dockerfile = HERE / f"{args.image}.Dockerfile"
@@ -285,7 +288,7 @@ def main() -> None:
     else:
         environment = build(root, dockerfile)
     if args.image == "worker":
-        prove_worker(root, environment)
+        prove_worker(root, environment, args.stages)
     else:
         run(root, "wit demo --size tiny --out /tmp/demo --quiet", "/", environment)
 

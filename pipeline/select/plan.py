@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from pipeline.core import manifest, paths
+from pipeline.core import manifest, paths, scaling
 from pipeline.core.answers import aligned
 from pipeline.core.contracts import SHARDS
 from pipeline.core.errors import InputError, UsageError
 from pipeline.core.progress import duration
+from pipeline.core.scaling import Prices
 from pipeline.select.balance import Balanced, choose_cap, choose_sample
 from pipeline.select.pool import NO_HOST, Pool
 
@@ -113,7 +114,9 @@ def ladder(pool: Pool, caps: Sequence[int], *, target: int | None) -> list[int |
     return [*told, None] if most is None else [*(cap for cap in told if cap < most), most]
 
 
-def estimate(pool: Pool, cap: int | None, mode: str, costs: Costs) -> dict[str, Any]:
+def estimate(
+    pool: Pool, cap: int | None, mode: str, costs: Costs, prices: Prices | None = None
+) -> dict[str, Any]:
     """What a selection with this cap would be.
 
     Args:
@@ -121,6 +124,7 @@ def estimate(pool: Pool, cap: int | None, mode: str, costs: Costs) -> dict[str, 
         cap: Most pairs per query; ``None`` keeps all.
         mode: ``cap`` or ``sample``.
         costs: What a pair costs.
+        prices: What the stages' machines cost.
     """
     matched = pool.wishes.matched
     most = max(1, int(matched.max(initial=0)))
@@ -135,6 +139,12 @@ def estimate(pool: Pool, cap: int | None, mode: str, costs: Costs) -> dict[str, 
     largest = int(by_host.max())
     whole = 1 / pool.share
     pairs, words, downloads = int(kept.sum()), int(pool.words[kept].sum()), len(urls)
+    stages = scaling.costs(
+        candidates=pool.read * whole,
+        urls=downloads * whole,
+        pictures=len(asked) * whole * costs.success,
+        prices=prices or Prices(),
+    )
     return {
         "cap": cap,
         "pairs": round(pairs * whole),
@@ -149,6 +159,7 @@ def estimate(pool: Pool, cap: int | None, mode: str, costs: Costs) -> dict[str, 
         "largest_host_urls": round(largest * whole),
         "hours_largest_host": largest * whole * costs.host_gap_s / 3600,
         "hours_bandwidth": downloads * whole * costs.download_bytes * 8 / (costs.mbit_per_s * 1e6) / 3600,
+        "stages": [scaling.as_dict(stage) for stage in stages],
     }
 
 
@@ -229,7 +240,34 @@ def text(found: Mapping[str, Any]) -> str:
         f"assumed: {'' if costs['measured'] else f'{picture}, '}{costs['download_bytes']:,.0f} bytes a download, "
         f"{costs['host_gap_s']:g} s between requests to a host, {costs['mbit_per_s']:,.0f} Mbit/s"
     )
-    return "\n".join(lines)
+    chosen = next((plan for plan in found["plans"] if plan.get("target")), last)
+    return "\n".join([*lines, "", *_stages(chosen, found["prices"])])
+
+
+def _stages(plan: Mapping[str, Any], prices: Mapping[str, float]) -> list[str]:
+    """What the stages of one plan would take, as lines."""
+    head = ("", "size", "core-hours", "on the way", "worker", "submitter", "dollars")
+    rows = [
+        (
+            stage["stage"],
+            f"{stage['units']:,.0f} {stage['unit']}",
+            f"{stage['core_hours'] + stage['submitter_hours']:,.2f}",
+            _size(stage["way_bytes"]),
+            _size(1e6 * stage["worker_mb"]),
+            _size(1e9 * stage["submitter_gb"]) if stage["submitter_gb"] else "",
+            f"{stage['dollars']:,.2f}",
+        )
+        for stage in plan["stages"]
+    ]
+    cap = "no cap" if plan["cap"] is None else f"cap {plan['cap']:,}"
+    machines = f"${prices['core_hour']:g} a core-hour with 4 GB, ${prices['way_gb']:g} a GB on the way"
+    return [
+        f"the stages at {cap}, by measured rates (docs/scale.md); worker and submitter: memory that one needs",
+        "",
+        *aligned([head, *rows], words=2),
+        "",
+        f"assumed: {machines}, {scaling.EVALUATION_PICTURES:,} evaluation pictures",
+    ]
 
 
 def _row(plan: Mapping[str, Any]) -> tuple[str, ...]:

@@ -36,6 +36,8 @@ def _arguments(made: argparse.ArgumentParser) -> None:
         ("--download-bytes", "bytes of a download (93000)"),
         ("--host-gap-s", "seconds between two requests to one host (1)"),
         ("--mbit-per-s", "bandwidth (1000)"),
+        ("--dollars-core-hour", "price of an hour of a core with its 4 GB (0.07)"),
+        ("--dollars-way-gb", "price of a GB written on the way between workers (0.011)"),
     ):
         made.add_argument(flag, type=float, metavar="X", help=what)
     json_flag(made)
@@ -70,9 +72,11 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
     config = None if pairs else configuration.from_table(SelectConfig, settings, where="[select]")
 
     from pipeline.core.progress import Progress
+    from pipeline.core.scaling import Prices
     from pipeline.select import plan, pool
 
     costs = _costs(plan.Costs(), args)
+    prices = _replaced(Prices(), {"core_hour": args.dollars_core_hour, "way_gb": args.dollars_way_gb})
     mode = str(settings.get("mode", "cap"))
     with Progress("plan", unit="rows", quiet=options.quiet):
         chosen = pool.from_candidates(config, share) if config else pool.from_pairs(args.pairs)
@@ -88,7 +92,8 @@ def main(args: argparse.Namespace, options: RunOptions) -> None:
         "queries": len(chosen.wishes.matched),
         "queries_matched": int((chosen.wishes.matched > 0).sum()),
         "assumed": dataclasses.asdict(costs),
-        "plans": [plan.estimate(chosen, cap, mode, costs) for cap in caps],
+        "prices": dataclasses.asdict(prices),
+        "plans": [plan.estimate(chosen, cap, mode, costs, prices) for cap in caps],
     }
     for row in found["plans"]:
         if args.target is not None and row["cap"] == solved:
@@ -129,11 +134,19 @@ def _finished(args: argparse.Namespace, settings: dict[str, Any]) -> str:
 
 def _costs(costs: Any, args: argparse.Namespace) -> Any:
     names = ("image_bytes", "download_bytes", "host_gap_s", "mbit_per_s")
-    given = {name: value for name in names if (value := getattr(args, name)) is not None}
-    if args.shards and "image_bytes" in given:
+    if args.shards and args.image_bytes is not None:
         raise UsageError("--shards measures what --image-bytes says", hint="leave one of them out")
+    costs = _replaced(costs, {name: getattr(args, name) for name in names})
+    return costs.measured_on(args.shards) if args.shards else costs
+
+
+def _replaced(assumed: Any, given: dict[str, float | None]) -> Any:
+    """The assumptions with those that were given.
+
+    Raises:
+        UsageError: One is impossible.
+    """
     try:
-        costs = dataclasses.replace(costs, **given)
+        return dataclasses.replace(assumed, **{n: v for n, v in given.items() if v is not None})
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return costs.measured_on(args.shards) if args.shards else costs

@@ -17,6 +17,7 @@ from pipeline import cli
 from pipeline.core import tables
 from pipeline.core.contracts import CANDIDATES, PAIRS, QUERIES, QUERY_COUNTS, pair_id
 from pipeline.core.fakes import fake_folder, fake_shards, fake_table, finished_folder
+from pipeline.core.scaling import RATES
 from pipeline.fetch.config import FetchConfig
 from pipeline.select.plan import CAPS, WEBTEXT_WORDS, Costs
 from pipeline.select.pool import host_of, sampled
@@ -201,7 +202,11 @@ def test_the_table(given_folders: tuple[str, str], capsys: pytest.CaptureFixture
     assert lines[3].split()[0] == "20"
     assert lines[5].startswith("cap ")
     assert lines[5].endswith(" is the least that keeps 2,000 pairs")
-    assert lines[-1].endswith("1 s between requests to a host, 1,000 Mbit/s")
+    (assumed,) = (n for n, line in enumerate(lines) if line.startswith("assumed: 27,000"))
+    assert lines[assumed].endswith("1 s between requests to a host, 1,000 Mbit/s")
+    stages = [line.strip().split("  ")[0] for line in lines[assumed + 5 : -2]]
+    assert stages == [name for name in RATES if name != "queries"]
+    assert lines[-1].startswith("assumed: $0.07 a core-hour")
     assert cli.main(["plan", *flags(given_folders), "--sample", "0.01"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"a sample of [01]\.\d+% of the candidates", out)
