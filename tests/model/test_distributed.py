@@ -96,6 +96,10 @@ train("cut", resume=True, parallel="fsdp")
 train("to-ddp", resume=True)
 train("to-fsdp", resume=True, parallel="fsdp")
 train("half", parallel="fsdp", moments="bf16", precision="fp16", model="RN-tiny", accumulation=2, recompute=True)
+train("captions", objective="caption_lm")
+rounded = train("rounded", precision="bf16", moments="bf16", text_weights="bf16")
+sums = distributed.of_all(sum(p.double().sum().item() for p in rounded.model.parameters()))
+assert sums[0] == sums[1], "whole models round alike in all processes"
 distributed.stop()
 """
 
@@ -159,13 +163,15 @@ def test_cut_weights_train_as_whole_ones_and_go_on_as_either(tmp_path: Path) -> 
         "model": "ViT-tiny", "batch_size": 16, "warmup_steps": 1, "vocab_size": 2000, "steps": 5,
         "learning_rate": 1e-3, "short_side": 36, "threads": 1, "device": "cpu", "shards": (shards,),
     }  # fmt: skip
-    run(TrainConfig(**values), str(tmp_path / "one"), RunOptions(quiet=True))  # type: ignore[arg-type]
+    for name, more in (("one", {}), ("one-captions", {"objective": "caption_lm"})):
+        alone = TrainConfig(**values, **more)  # type: ignore[arg-type]
+        run(alone, str(tmp_path / name), RunOptions(quiet=True))
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
     torchrun(str(script), str(tmp_path), json.dumps(values))
     lines = {
         name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "fsdp", "cut", "to-ddp", "to-fsdp", "half")
+        for name in ("one", "fsdp", "cut", "to-ddp", "to-fsdp", "half", "captions", "one-captions")
     }
     wanted = [line["loss"] for line in lines["one"]]
     weights = safetensors.torch.load_file(tmp_path / "one" / "model.safetensors")
@@ -177,5 +183,7 @@ def test_cut_weights_train_as_whole_ones_and_go_on_as_either(tmp_path: Path) -> 
             assert (found[key] - value).abs().mean() < 1e-5, key
     for name in ("metrics.jsonl", "model.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "fsdp" / name).read_bytes()
+    captions = [[line["loss"] for line in lines[name]] for name in ("captions", "one-captions")]
+    assert captions[0] == pytest.approx(captions[1], abs=2e-5)
     assert len(lines["half"]) == 5
     assert lines["half"][-1]["loss_scale"] >= 1024
