@@ -86,6 +86,7 @@ def _run_first(
             options=options,
             owned=(WEIGHTS, CONFIG, METRICS, *snapshots.NAMES),
             resumable=True,
+            damage=REASONS,
         )
     finally:
         if not told:
