@@ -36,6 +36,8 @@ BUCKET = "memory://wit-jobs"
 STAGES = ("queries", "candidates", "select", "fetch", "dedup embed", "dedup search", "dedup groups")
 Jobs = dict[str, list[Proto]]
 
+pytestmark = pytest.mark.timeout(900)  # seven stages in one fixture
+
 
 def commands(site: Site) -> Iterator[tuple[str, list[str]]]:
     """Each stage's command; what it reads lies in the bucket before it runs."""
