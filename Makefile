@@ -8,7 +8,7 @@ DEMO_OUT ?= demo
 DEMO_SIZE ?= full
 ENGINES_LOCKED := $(patsubst tests/engines/%/pom.xml,%,$(wildcard tests/engines/*/pom.xml))
 
-.PHONY: demo test test-spark check format lock lock-engines clean detector
+.PHONY: demo test test-spark test-images check format lock lock-engines clean detector
 
 demo: $(VENV)/core.stamp
 	$(BIN)/wit demo --size $(DEMO_SIZE) --out $(DEMO_OUT)
@@ -28,6 +28,12 @@ test: check
 # Every Beam stage on every engine, with executors killed too (docs/spark.md); needs Java 17 and Maven.
 test-spark: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 ENGINES=all $(BIN)/python -m pytest tests/engines
+
+# The workers' image without Docker: its steps in a Debian root, then stages on a Beam worker from it, byte for byte. As
+# root, with debootstrap; 8 GB and some minutes.
+IMAGE_ROOT ?= build/worker-root
+test-images: $(VENV)/core.stamp
+	$(BIN)/python docker/prove.py --root $(IMAGE_ROOT)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
