@@ -1,4 +1,4 @@
-"""Beam workers that die once: after a chosen bundle the worker kills itself, or the executor that started it.
+"""Beam workers that kill the executor that started them, once, after a chosen bundle.
 
 The bundle's work is done by then, its files are written and its requests sent; only its result never arrives.
 """
@@ -50,16 +50,12 @@ class Fault:
         environment = json.dumps({"command": str(self.program)})
         return ["--environment_type=PROCESS", f"--environment_config={environment}"]
 
-    def arm(self, victim: str, bundle: int) -> None:
-        """Lets ``worker`` or ``executor`` die with the n-th bundle from now on."""
+    def arm(self, bundle: int) -> None:
+        """Lets an executor die with the n-th bundle from now on."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob("bundle-*"):
             path.unlink()
-        (self.folder / "plan.json").write_text(json.dumps({"victim": victim, "bundle": bundle}))
-
-    @property
-    def bundles(self) -> int:
-        """Bundles since it was armed, the lost one among them."""
-        return len(list(self.folder.glob("bundle-*")))
+        (self.folder / "plan.json").write_text(json.dumps({"bundle": bundle}))
 
     @property
     def struck(self) -> bool:
@@ -74,11 +70,11 @@ class Fault:
             number += 1
         if plan.get("bundle") == number:
             (self.folder / "plan.json").unlink()
-            os.kill(os.getppid() if plan["victim"] == "executor" else os.getpid(), signal.SIGKILL)
+            os.kill(os.getppid(), signal.SIGKILL)
 
-    def _plan(self) -> Mapping[str, int | str]:
+    def _plan(self) -> Mapping[str, int]:
         try:
-            plan: Mapping[str, int | str] = json.loads((self.folder / "plan.json").read_text())
+            plan: Mapping[str, int] = json.loads((self.folder / "plan.json").read_text())
         except FileNotFoundError:
             plan = {}
         return plan

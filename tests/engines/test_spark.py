@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +18,6 @@ pytestmark = [
         bool(jars.missing_tools()), reason=f"not installed: {', '.join(jars.missing_tools())}"
     ),
 ]
-
-# `make test-spark` lets workers die too, which costs more: without a cache each task starts one.
-VICTIMS = ("executor", "worker") if os.environ.get("ENGINES") == "all" else ("executor",)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +37,8 @@ def test_every_stage_in_embedded_spark(
             assert set(requests.values()) <= {1}, stage.name
 
 
-@pytest.mark.parametrize("victim", VICTIMS)
-def test_every_stage_on_a_cluster_where_something_dies(
-    spark_jars: Sequence[Path], base: Path, requests: Counter[tuple[int, str]], tmp_path: Path, victim: str
+def test_every_stage_on_a_cluster_whose_executors_die(
+    spark_jars: Sequence[Path], base: Path, requests: Counter[tuple[int, str]], tmp_path: Path
 ) -> None:
     fault = Fault(tmp_path / "fault")
     with (
@@ -51,12 +46,10 @@ def test_every_stage_on_a_cluster_where_something_dies(
         spark.job_server(spark_jars, tmp_path / "spark", master) as endpoint,
     ):
         engine = ["--runner=SparkRunner", f"--job_endpoint={endpoint}", *fault.options]
-        engine.append(spark.unstaged(tmp_path))
-        if victim == "executor":  # its workers go with it; a dead worker would stay in its executor's cache
-            engine.append("--environment_cache_millis=30000")
+        engine += [spark.unstaged(tmp_path), "--environment_cache_millis=30000"]
         for stage in chain.STAGES:
             requests.clear()
-            fault.arm(victim, 2)
+            fault.arm(2)
             chain.run(stage, base, tmp_path / stage.folder, engine)
             assert fault.struck, stage.name
             chain.assert_same(stage, base, tmp_path / stage.folder)
