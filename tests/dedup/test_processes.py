@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from dedup.processes import Processes, blocks, working_together
 from dedup.train import run
 from pipeline.core.errors import UsageError
 from pipeline.core.stage import RunOptions
+from tests.model.test_distributed import torchrun
 
 # Five pairs, so that the two processes' parts differ in size; the first three pairs are one picture.
 GRADIENTS = """
@@ -52,15 +51,6 @@ with working_together("cpu") as mine:
     _, apart, _ = gradients(Arithmetic(), rows, groups[rows])
     assert abs(apart - loss) > 0.01, "a part alone is not the whole"
 """
-
-
-def torchrun(*arguments: str) -> str:
-    made = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments],
-        capture_output=True, text=True, check=False, timeout=280,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr[-3000:]
-    return made.stderr
 
 
 @pytest.mark.parametrize(("length", "count"), [(5, 2), (8, 3), (2, 2), (1712, 8), (1, 3)])
