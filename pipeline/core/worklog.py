@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+# Its level is left to the process: Beam's workers listen from INFO on, others from WARNING on.
 LOGGER: Final = logging.getLogger("wit")
-LOGGER.setLevel(logging.INFO)
 SWITCH: Final = "WIT_LOG"
 EVERY_S: Final = 30.0
 _HANDLER: Final = "wit-log"
@@ -48,6 +48,7 @@ def switched_on() -> bool:
         handler.name = _HANDLER
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         LOGGER.addHandler(handler)
+        LOGGER.setLevel(logging.INFO)
         LOGGER.propagate = False  # Beam's local engine may hand the same lines on in its own words
     return True
 
