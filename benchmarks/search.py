@@ -73,18 +73,14 @@ def ours(evals: str, train: str, config: SearchConfig, made_lists: str | None = 
 
 def bare(queries: np.ndarray, base: np.ndarray, rows: int, columns: int) -> None:
     """The products alone, in tiles [rows, columns]."""
-    import torch
-
-    left, right = torch.from_numpy(queries), torch.from_numpy(base).T
-    buffer = torch.empty(rows * columns)
+    buffer = np.empty(rows * columns, np.float32)
     for start in range(0, len(base), BLOCK_ROWS):
-        block = right[:, start : start + BLOCK_ROWS]
+        block = base[start : start + BLOCK_ROWS]
         for i in range(0, len(queries), rows):
-            some = left[i : i + rows]
-            for j in range(0, block.shape[1], columns):
-                part = block[:, j : j + columns]
-                out = buffer[: len(some) * part.shape[1]].view(len(some), -1)
-                torch.mm(some, part, out=out)
+            some = queries[i : i + rows]
+            for j in range(0, len(block), columns):
+                part = block[j : j + columns]
+                np.matmul(some, part.T, out=buffer[: len(some) * len(part)].reshape(len(some), -1))
 
 
 def by_faiss(queries: np.ndarray, base: np.ndarray) -> np.ndarray:
@@ -213,7 +209,9 @@ def main() -> None:
     args = given.parse_args()
     import faiss
     import torch
+    from threadpoolctl import threadpool_limits
 
+    threadpool_limits(1)
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     for dimension in args.dimensions:

@@ -16,6 +16,7 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from dedup import nearest, vectors
 from dedup.config import GroupsConfig
@@ -143,12 +144,11 @@ def link(first: np.ndarray, second: np.ndarray | None, threshold: float) -> Link
     Returns:
         Links of rows of the first block, and from N onwards of the second.
     """
-    import torch
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     other = first if second is None else second
-    likeness = np.round((torch.from_numpy(first) @ torch.from_numpy(other).T).numpy(), nearest.DECIMALS)
+    likeness = np.round(first @ other.T, nearest.DECIMALS)
     if second is None:
         np.fill_diagonal(likeness, _NONE)
     near = likeness >= np.float32(threshold)
@@ -199,9 +199,7 @@ class LinkBlocks(beam.DoFn):
 
     def setup(self) -> None:
         """Sets the threads."""
-        import torch
-
-        torch.set_num_threads(self.threads)
+        threadpool_limits(self.threads, user_api="blas")
 
     def process(self, block: Block) -> Iterator[Links]:
         """Yields the links of one block."""

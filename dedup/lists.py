@@ -68,10 +68,9 @@ def compare(best: Best, queries: np.ndarray, block: Block, lists: Lists, probes:
         lists: The lists.
         probes: Lists that each row visits.
     """
-    import torch
-
-    likeness = torch.from_numpy(block.values) @ torch.from_numpy(lists.centroids).T
-    visited = torch.topk(likeness, min(probes, len(lists.centroids)), dim=1, sorted=False).indices.numpy()
+    farness = block.values @ -lists.centroids.T
+    last = min(probes, len(lists.centroids))
+    visited = np.argpartition(farness, last - 1, axis=1)[:, :last]
     of = visited.reshape(-1)
     row = np.repeat(np.arange(len(visited)), visited.shape[1])
     by_list = np.argsort(of, kind="stable")  # rows stay in the order of their ids

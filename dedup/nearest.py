@@ -119,17 +119,14 @@ class Finds:
             places: int64 [M], rising: the rows' places in the block.
             first: Number of the first of these queries.
         """
-        import torch
-
         slack = (queries.shape[1] + 4) * _ROUND_OFF
-        left, right = torch.from_numpy(queries), torch.from_numpy(base).T
         for i in range(0, len(queries), TILE_ROWS):
             some = queries[i : i + TILE_ROWS]
             mine = slice(first + i, first + i + len(some))
             for j in range(0, len(base), TILE_COLUMNS):
                 columns = min(TILE_COLUMNS, len(base) - j)
                 tile = self._tile[: len(some) * columns].reshape(len(some), columns)
-                torch.mm(left[i : i + TILE_ROWS], right[:, j : j + TILE_COLUMNS], out=torch.from_numpy(tile))
+                np.matmul(some, base[j : j + columns].T, out=tile)
                 part = slice(j, j + columns)
                 _keep(
                     tile, some, base[part], places[part], slack, self.least[mine], self.key[mine], self.place[mine]

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
+from threadpoolctl import threadpool_limits
 
 from dedup import lists, nearest
 from dedup.config import SearchConfig
@@ -220,9 +221,7 @@ class CompareBlocks(beam.DoFn):
 
     def setup(self) -> None:
         """Loads the evaluation side."""
-        import torch
-
-        torch.set_num_threads(self.config.threads)
+        threadpool_limits(self.config.threads, user_api="blas")
         self.queries = read_values(self.eval_files)
         self.lists: lists.Lists | None = None
         self.sample = np.zeros(0, np.int64)
