@@ -79,6 +79,8 @@ def _plain(mapped: mmap.mmap) -> list[tuple[bytes, int, int]] | None:
             size = int(header[124:135], 8)
         except ValueError:
             return None
+        if size < 0:  # would lead back, and round for ever
+            return None
         if header[345] and magic == b"ustar\0":  # a name in two parts
             return None
         data = place + BLOCK
@@ -134,10 +136,12 @@ def _sound(header: bytes) -> bool:
 
 
 def _number(field: bytes) -> int | None:
+    """A header's number; ``None`` of what is none, or is negative."""
     if field[:1] == b"\x80":
         return int.from_bytes(field[1:], "big")
     with contextlib.suppress(ValueError):
-        return int(field.rstrip(b"\0 ") or b"0", 8)
+        number = int(field.rstrip(b"\0 ") or b"0", 8)
+        return number if number >= 0 else None
     return None
 
 

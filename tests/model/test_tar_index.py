@@ -97,3 +97,15 @@ def test_damage(tmp_path: Path) -> None:
     assert listing(str(path)) == []
     path.write_bytes(packed([], tarfile.USTAR_FORMAT))
     assert list(members(str(path))) == []
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("size", [b"-0000001000\0", b"-1\0", b" -1000 "])
+def test_a_negative_size_is_damage(tmp_path: Path, size: bytes) -> None:
+    data = bytearray(packed([("a.jpg", b"x" * 700), ("b.jpg", b"y" * 700)], tarfile.USTAR_FORMAT))
+    data[1536 + 124 : 1536 + 124 + len(size)] = size
+    path = tmp_path / "a.tar"
+    path.write_bytes(data)
+    with pytest.raises(DamagedTarError, match=r"not a tar header, found at byte 1,536"):
+        list(members(str(path)))
+    assert listing(str(path)) == [(b"a.jpg", 512, 700)]
