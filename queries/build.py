@@ -98,7 +98,7 @@ def _body(
         made = _make_list(config, inputs, counted)
         _write_runners_up(config, inputs, counted, made, work, out)
     finally:
-        paths.remove(work)
+        paths.remove_leftover(work)
     with tables.PartWriter(out, QUERIES) as writer:
         writer.write(made.table)
     dropped = tables.dropped_table("queries", made.dropped)

@@ -212,7 +212,7 @@ def _remove_spilled(pipeline: beam.Pipeline) -> None:
     folders = _SpillFolders()
     pipeline.visit(folders)
     for folder in folders.found:
-        paths.remove(folder)
+        paths.remove_leftover(folder)
 
 
 @dataclass(eq=False)

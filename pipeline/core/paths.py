@@ -263,3 +263,9 @@ def remove(path: str) -> None:
     with output_errors(path), store_errors(path) if is_store(fs) else contextlib.nullcontext():
         if exists(path):
             fs.rm(name, recursive=True)
+
+
+def remove_leftover(path: str) -> None:
+    """Removes what no reader looks at, as far as it can be: an engine's late attempt may still write into it."""
+    with contextlib.suppress(WitError):
+        remove(path)

@@ -246,11 +246,17 @@ def _prepare(out: str, marker: Mapping[str, Any], patterns: Sequence[str], *, re
             )
     paths.make_folder(out)
     with paths.output_errors(out):
-        # The marker first, then the old manifest away: at no moment does a half-cleared folder look finished.
         if not (resumable and before == dict(marker)):
+            # Until all is cleared the marker is one that no run has: killed here, the next run clears again, whatever
+            # its configuration. It stands before the old manifest goes: a folder with neither would be a stranger's.
+            _write_marker(marker_path, {"stage": marker["stage"], "clearing": True})
             paths.remove(manifest_path)
-            paths.write_bytes(marker_path, (json.dumps(marker, sort_keys=True) + "\n").encode())
             clear(out, patterns)
+            _write_marker(marker_path, marker)
+
+
+def _write_marker(path: str, marker: Mapping[str, Any]) -> None:
+    paths.write_bytes(path, (json.dumps(marker, sort_keys=True) + "\n").encode())
 
 
 def clear(out: str, patterns: Sequence[str]) -> None:

@@ -164,7 +164,7 @@ class _Run:
         with Progress("join", unit="pairs", quiet=quiet):
             parts = 1 + pairs // PART_PAIRS
             run_pipeline(partial(build_join, files, self.removed, self.work, parts, folder), self.beam)
-        paths.remove(staging.spill_folder(self.work))
+        paths.remove_leftover(staging.spill_folder(self.work))
 
 
 def _body(
@@ -197,7 +197,7 @@ def _body(
     elif todo:
         with Progress("shards", total=plan.rows, unit="pairs", quiet=options.quiet):
             run_pipeline(partial(_build_shards, plan, todo, joined, final, run), beam_options)
-        paths.remove(staging.spill_folder(run.work))
+        paths.remove_leftover(staging.spill_folder(run.work))
     if earlier := retry.takedowns(out):
         extra["takedowns"] = earlier
     decoded = indexes(paths.join(run.work, DECODED))

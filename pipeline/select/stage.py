@@ -197,7 +197,7 @@ def run(config: SelectConfig, out: str, options: RunOptions) -> Manifest | None:
             rows, reserved = write_pairs(folder, matched, _files(paths.join(work, "lost")), decision)
         balanced = decision.balanced
         write_counts(folder, balanced)
-        paths.remove(work)
+        paths.remove_leftover(work)
         return StageResult(
             rows=rows,
             rows_in=rows_in,
@@ -251,4 +251,6 @@ def write_counts(folder: str, balanced: Balanced) -> None:
 def _files(folder: str) -> list[str]:
     # Listed by hand: `paths.list_files` leaves out what lies below a hidden folder's name.
     fs, root = paths.filesystem(folder)
-    return [paths.join(folder, name.rsplit("/", 1)[-1]) for name in sorted(fs.find(root))]
+    names = sorted(name.rsplit("/", 1)[-1] for name in fs.find(root))
+    # What a killed worker was writing has a hidden name; the attempt after it wrote the file whole.
+    return [paths.join(folder, name) for name in names if not name.startswith(".")]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.core import manifest, paths, tables
 from pipeline.core.config import input_paths
@@ -197,6 +198,45 @@ def test_killed_in_the_middle_then_finished(tmp_path: Path) -> None:
     assert not (out / "part-00003.parquet").exists()
     stage(out, body(3))
     assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "part-00000.parquet"]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_killed_while_it_clears_the_old_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """What another configuration left is cleared by the next run, and never taken for its own work."""
+
+    def two(out: str) -> StageResult:
+        for part in range(2):
+            table = fake_table(CANDIDATES, 2)
+            tables.write_table(paths.join(out, f"part-0000{part}.parquet"), table, CANDIDATES)
+        return StageResult(rows=4, rows_in=4)
+
+    def goes_on(out: str) -> StageResult:
+        seen.append(sorted(p.name for p in Path(out).glob("part-*")))
+        return body(8)(out)
+
+    seen: list[list[str]] = []
+    out = tmp_path / "o"
+    stage(out, two, resumable=True)
+    remove, left = LocalFileSystem.rm, [after]
+
+    def dies(self: LocalFileSystem, path: str, **given: object) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        remove(self, path, **given)
+
+    monkeypatch.setattr(LocalFileSystem, "rm", dies)
+    again = RunOptions(quiet=True, overwrite=True)
+    with pytest.raises(KeyboardInterrupt):
+        stage(out, goes_on, Settings(rows=8), again, resumable=True)
+    monkeypatch.setattr(LocalFileSystem, "rm", remove)
+    done = stage(out, goes_on, Settings(rows=8), again, resumable=True)
+    assert done is not None
+    assert done.rows == 8
+    assert seen == [[]]
+    assert [p.name for p in out.glob("part-*")] == ["part-00000.parquet"]
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,13 +18,21 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
+class UnreachableError(RuntimeError):
+    """Maven could not get the jars."""
+
+
 def missing_tools() -> list[str]:
     """What of Java and Maven this machine lacks."""
     return [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
 
 
 def resolve(engine: str) -> list[Path]:
-    """The jars that the engine's ``pom.xml`` resolves to, downloaded into Maven's own cache."""
+    """The jars that the engine's ``pom.xml`` resolves to, downloaded into Maven's own cache.
+
+    Raises:
+        UnreachableError: Maven did not get them.
+    """
     with tempfile.NamedTemporaryFile("r", suffix=".classpath") as listed:
         command = ["mvn", "-q", "-B", "-f", str(HERE / engine / "pom.xml"), "dependency:build-classpath"]
         done = subprocess.run(
@@ -32,7 +40,7 @@ def resolve(engine: str) -> list[Path]:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            raise RuntimeError(f"{engine}: Maven did not resolve its jars: {done.stdout[-2000:]}")
+            raise UnreachableError(f"{engine}: Maven did not resolve its jars: {done.stdout[-500:].strip()}")
         return [Path(name) for name in Path(listed.name).read_text().strip().split(":")]
 
 

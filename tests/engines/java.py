@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -51,12 +52,11 @@ def process(command: Sequence[str], log: Path, **variables: str) -> Iterator[sub
     try:
         yield started
     finally:
-        started.terminate()
-        try:
-            started.wait(20)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
+        for end in (signal.SIGTERM, signal.SIGKILL):  # of its children too: executors, Python workers
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, end)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                started.wait(20)
 
 
 def listening(port: int, started: subprocess.Popen[bytes], log: Path) -> None:

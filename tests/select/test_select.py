@@ -17,6 +17,7 @@ from pipeline import cli
 from pipeline.core import tables
 from pipeline.core.contracts import CANDIDATES, PAIRS, QUERIES, QUERY_COUNTS, pair_id
 from pipeline.core.fakes import fake_folder, finished_folder
+from pipeline.select import stage as select_stage
 from pipeline.select.decide import place_in_group
 from pipeline.select.filter import REASONS
 from pipeline.select.parts import SortedParts
@@ -244,6 +245,27 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
     (out / "unfinished.json").write_text('{"stage": "select"}')
     assert run(candidates, queries, out) == 0
     assert files(out) == files(tmp_path / "whole")
+
+
+def test_what_a_killed_worker_was_writing_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that starts a task again does not clean up after the attempt that died."""
+    run_pipeline = select_stage.run_pipeline
+
+    def leaves_half_a_file(*given: Any) -> Any:
+        found = run_pipeline(*given)
+        for folder in ("matched", "lost"):
+            written = tmp_path / "out" / ".work" / folder
+            written.mkdir(exist_ok=True)
+            (written / ".00000.parquet.0a1b2c3d.tmp").write_bytes(b"half a part")
+        return found
+
+    candidates, queries = candidates_folder(tmp_path / "c", many(20)), queries_folder(tmp_path / "q", WORDS)
+    assert run(candidates, queries, tmp_path / "alone") == 0
+    monkeypatch.setattr(select_stage, "run_pipeline", leaves_half_a_file)
+    assert run(candidates, queries, tmp_path / "out") == 0
+    assert files(tmp_path / "out") == files(tmp_path / "alone")
 
 
 def test_no_candidates(tmp_path: Path) -> None:
