@@ -7,6 +7,7 @@ size whatever hosts they come from, so the work is even over workers, and a part
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,9 +36,10 @@ def undecoded(work: str) -> list[str]:
 def decode_part(
     name: str, work: str, config: FetchConfig, decoder: Decoder, denied: frozenset[str] = frozenset()
 ) -> int:
-    """Decodes one part and returns its URLs; nothing happens if that was done before.
+    """Decodes one part and returns how many images it has; nothing happens if that was done before.
 
-    The downloaded bodies are removed: images are what is needed from here on.
+    The downloaded bodies are removed: images are what is needed from here on. Decoding has limits of time, so two
+    attempts at one part may differ: each writes a file of images of its own, which its index names.
 
     Args:
         name: Of the part.
@@ -58,9 +60,10 @@ def decode_part(
             row |= _refused(Refusal("blocklisted_hash"))
         elif marks:  # known from when it was fetched: a stored image has lost its metadata
             row |= _refused(Refusal("rights_flag", ", ".join(marks)))
+    images = f"{name}-{uuid.uuid4().hex[:8]}"
     with (
         Bodies(work) as bodies,
-        paths.open_atomic(paths.join(work, DECODED, f"{name}.bin")) as file,
+        paths.open_atomic(paths.join(work, DECODED, f"{images}.bin")) as file,
     ):
         size = 0
         waiting = [row for row in rows if needs_decoding(row)]
@@ -71,12 +74,12 @@ def decode_part(
             if isinstance(found, Stored):
                 jpeg = row.pop("jpeg")
                 file.write(jpeg)
-                row |= {"bodies": decoded_bodies(name), "offset": size, "length": len(jpeg)}
+                row |= {"bodies": decoded_bodies(images), "offset": size, "length": len(jpeg)}
                 size += len(jpeg)
             tick()
     write_parquet(target, pa.Table.from_pylist(rows, schema=ROW))
     paths.remove(paths.join(work, RAW, f"{name}.bin"))
-    return len(rows)
+    return sum(row["reason"] is None for row in rows)
 
 
 def needs_decoding(row: Row) -> bool:
@@ -111,7 +114,7 @@ def _refused(refusal: Refusal) -> dict[str, Any]:
 
 
 class DecodeParts(beam.DoFn):
-    """Names of parts to their number of URLs; the decoder lives as long as the worker.
+    """Names of parts to their number of images; the decoder lives as long as the worker.
 
     Args:
         work: The staging folder.
@@ -131,9 +134,9 @@ class DecodeParts(beam.DoFn):
     def process(self, element: str) -> Iterator[int]:
         """Decodes one part; a retried element finds it done."""
         with working("fetch", f"decode {element}"):
-            urls = decode_part(element, self._work, self._config, self._decoder, self._denied)
-        counters.count("fetch.urls", "decoded", urls)
-        yield urls
+            made = decode_part(element, self._work, self._config, self._decoder, self._denied)
+        counters.count("fetch.urls", "decoded", made)
+        yield made
 
     def teardown(self) -> None:
         """Ends the decoder."""

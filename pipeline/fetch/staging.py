@@ -3,9 +3,10 @@
 ``.staging/raw/`` holds parts of downloads: bodies one after the other (``1-00003-1f0c22ab-000007.bin``) and, when
 the part is full, an index of that name (``.parquet``: one row per URL with its place). Until then each answer
 stands in a journal (``.jsonl``) as soon as it has come, so a killed run loses the requests in flight and no more.
-``.staging/decoded/`` holds the same parts with encoded images instead of bodies. Every index appears whole and
-after its bodies, so what a killed run leaves behind can be trusted. A part's name holds the groups of hosts, the
-group, and letters drawn anew for each attempt: an engine that runs a group twice at once mixes nothing up.
+``.staging/decoded/`` holds the same parts with encoded images instead of bodies; an attempt at a part adds letters of
+its own to the name of its images. Every index appears whole and after its bodies, so what a killed run leaves behind
+can be trusted. A part's name holds the groups of hosts, the group, and letters drawn anew for each attempt: an engine
+that runs a group twice at once mixes nothing up.
 """
 
 from __future__ import annotations
@@ -329,5 +330,5 @@ class Bodies:
 
 
 def decoded_bodies(name: str) -> str:
-    """What rows call the images of a decoded part."""
+    """What rows call a file of images of a decoded part."""
     return f"{_HERE}{DECODED}/{name}.bin"
