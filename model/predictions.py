@@ -56,6 +56,18 @@ def batches(
         yield places, torch.from_numpy(np.stack(pixels))
 
 
+def chance(classes: int) -> dict[str, float]:
+    """What guessing gives by each metric; that of mAP depends on the labels and is not told."""
+    top1, top5 = 1 / classes, min(1.0, TOP / classes)
+    return {
+        "top1": top1,
+        "top5": top5,
+        "mean_per_class": top1,
+        "mean_top1_top5": (top1 + top5) / 2,
+        "roc_auc": 0.5,
+    }
+
+
 class Predictions:
     """Collects predictions.
 
@@ -104,11 +116,7 @@ class Predictions:
             "classes": classes,
             "metrics": {name: value for name, (value, _) in scored.items()},
             "intervals": {name: interval for name, (_, interval) in scored.items()},
-            "chance": {
-                "top1": 1 / classes,
-                "top5": min(1.0, TOP / classes),
-                "mean_per_class": 1 / classes,
-            },
+            "chance": {name: value for name, value in chance(classes).items() if name in scored},
         }
 
     def table(self, dataset: str, classes: Sequence[str]) -> pa.Table:

@@ -8,6 +8,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.metrics import average_precision_11, map_11, mean_per_class, mean_top1_top5, roc_auc, score_all
+from model.predictions import Predictions
+
+
+@pytest.mark.parametrize(
+    ("classes", "metric", "wanted"),
+    [
+        (20, "mean-top1-top5", {"top1": 0.05, "top5": 0.25, "mean_per_class": 0.05, "mean_top1_top5": 0.15}),
+        (2, "roc-auc", {"top1": 0.5, "top5": 1.0, "mean_per_class": 0.5, "roc_auc": 0.5}),
+    ],
+)
+def test_chance_of_every_metric(classes: int, metric: str, wanted: dict[str, float]) -> None:
+    found = Predictions(top=2, whole=classes == 2)
+    found.add([("a", 0), ("b", 1), ("c", 1)], np.random.default_rng(0).dirichlet(np.ones(classes), 3))
+    scores = found.scores(classes, metric=metric)
+    assert scores["chance"] == pytest.approx(wanted)
+    assert set(scores["metrics"]) == set(wanted)
+
+
+def test_mean_average_precision_has_no_known_chance() -> None:
+    found = Predictions(top=3, whole=True)
+    several = np.array([[True, False, True], [False, True, False]])
+    found.add([("a", 0), ("b", 1)], np.full((2, 3), 1 / 3), several)
+    scores = found.scores(3, metric="11-point-map")
+    assert "map_11" in scores["metrics"]
+    assert "map_11" not in scores["chance"]
 
 
 def test_mean_per_class_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from model.config import SuiteConfig
-from model.suite import Restricted, difference, expected, mean, members_of, read_suite, run
+from model.robustness import Classes, Restricted, difference, expected, matched, mean, mean_gap, read_suite
+from model.suite import members_of, run
 from pipeline.cli import main
 from pipeline.core import fakes, tables
 from pipeline.core.contracts import PREDICTIONS
@@ -80,7 +82,9 @@ def test_scores_of_a_group(small_checkpoint: str, data: Path, tmp_path: Path) ->
     assert gap["value"] == pytest.approx(found["imagenet-a"]["base"]["top1"] - top1["imagenet-a"])
     assert gap["interval"][0] < gap["value"] < gap["interval"][1]
     assert scores["metrics"]["mean_gap"] == pytest.approx(gap["value"])
+    assert "not_compared" not in found["imagenet-a"]
     assert "base" not in found["objectnet"]
+    assert found["objectnet"]["not_compared"] == "its classes cannot be found among those of the base set"
     assert "effective_robustness" not in found["imagenet-a"]
     rows = tables.read_folder(str(out), PREDICTIONS).to_pylist()
     assert len(rows) == 30
@@ -94,7 +98,7 @@ def test_scores_of_a_group(small_checkpoint: str, data: Path, tmp_path: Path) ->
 def other(tmp_path: Path, name: str, base: float, shifted: float) -> str:
     row = {"base": {"top1": base}, "metrics": {"top1": shifted}}
     path = tmp_path / f"{name}.json"
-    path.write_text(json.dumps({"task": "suite", "datasets": {"imagenet-a": row}}))
+    path.write_text(json.dumps({"task": "suite", "base": "imagenet", "datasets": {"imagenet-a": row}}))
     return str(path)
 
 
@@ -138,6 +142,71 @@ def test_intervals_of_means_and_differences_hold_their_share() -> None:
     assert inside_gap >= 0.94 * 400
 
 
+def test_gaps_to_one_base_set_are_not_independent() -> None:
+    from functools import cache
+
+    from model.metrics import accuracy
+
+    share, sets, draw = cache(accuracy), 7, np.random.default_rng(0)
+    inside = narrow = 0
+    for _ in range(400):
+        base = share(int(draw.binomial(200, 0.7)), 200)
+        shifts = [share(int(hits), 1500) for hits in draw.binomial(1500, 0.4, sets)]
+        low, high = mean_gap([base] * sets, shifts)[1]
+        inside += low <= 0.3 <= high
+        low, high = mean([difference(base, shift) for shift in shifts])[1]
+        narrow += low <= 0.3 <= high
+    assert inside >= 0.94 * 400
+    assert narrow < 0.8 * 400  # what taking them for independent would give
+
+
+NUMBERED = Classes(("0", "1", "2"), ("red circle", "blue square", "cross"), named=True)
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "wanted"),
+    [
+        # Numbers alone: the same classes only if there are equally many.
+        (("0", "1", "2"), ("0", "1"), None),
+        (("0", "1", "2"), ("0", "1", "2"), [0, 1, 2]),
+        (("a", "b", "c"), ("c", "a"), [2, 0]),
+        (("a", "b", "c"), ("c", "d"), None),
+        (("a", "b", "c"), ("0", "1", "2"), None),
+    ],
+)
+def test_classes_without_names(
+    base: tuple[str, ...], other: tuple[str, ...], wanted: list[int] | None
+) -> None:
+    assert matched(Classes(base, base), Classes(other, other)) == wanted
+
+
+def test_classes_with_names() -> None:
+    assert matched(NUMBERED, Classes(("0", "1"), ("cross", "red circle"), named=True)) == [2, 0]
+    assert matched(NUMBERED, Classes(("0", "1", "2"), ("cross", "red circle", "tree"), named=True)) is None
+    assert matched(NUMBERED, Classes(("0", "1"), ("0", "1"))) is None
+    twice = Classes(("0", "1", "2"), ("crane", "crane", "cross"), named=True)
+    assert matched(twice, Classes(("0", "1"), ("crane", "cross"), named=True)) is None
+    assert matched(twice, Classes(("n1",), ("cross",))) is None
+    wordnet = Classes(("n1", "n2", "n3"), ("crane", "crane", "cross"), named=True)
+    assert matched(wordnet, Classes(("n2",), ("a crane",), named=True)) == [1]
+    assert matched(wordnet, Classes(("0",), ("cross",), named=True)) is None  # "crane" is two classes
+
+
+def test_a_group_that_lists_the_base_set_counts_it(small_checkpoint: str, data: Path, tmp_path: Path) -> None:
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "imagenet").symlink_to(data / "imagenet")
+    config = SuiteConfig(
+        model=small_checkpoint, data=str(only), group="zero-shot-36", threads=1, device="cpu"
+    )
+    run(config, str(tmp_path / "s"), QUIET)
+    scores = json.loads((tmp_path / "s" / "scores.json").read_text())
+    assert scores["metrics"] == {"mean": scores["datasets"]["imagenet"]["metrics"]["top1"]}
+    assert scores["chance"] == {"mean": pytest.approx(1 / 6)}
+    with pytest.raises(InputError, match="none of the suite's datasets is there"):
+        run(dataclasses.replace(config, group="robustness"), str(tmp_path / "t"), QUIET)
+
+
 def test_groups() -> None:
     names = [known.name for known in members_of(SuiteConfig())]
     assert names[0] == "imagenet"
@@ -150,15 +219,36 @@ def test_groups() -> None:
         members_of(SuiteConfig(group="robust"))
     with pytest.raises(UsageError, match="did you mean imagenet"):
         members_of(SuiteConfig(base="imagenett"))
+    with pytest.raises(UsageError, match="flickr30k is a retrieval dataset"):
+        members_of(SuiteConfig(base="flickr30k"))
 
 
-@pytest.mark.parametrize("text", ["{", '{"task": "zero-shot", "datasets": {}}', "[]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{", '{"task": "zero-shot", "datasets": {}}', "[]", '{"task": "suite", "base": "imagenet", "datasets": []}',
+        '{"task": "suite", "base": "imagenet", "datasets": {"imagenet-a": 3}}',
+        '{"task": "suite", "base": "imagenet", "datasets": {"imagenet-a": {"base": {"top1": 0.5}}}}',
+        '{"task": "suite", "base": "imagenet", "datasets": {"a": {"base": {"top1": 7}, "metrics": {"top1": 0}}}}',
+    ],
+)  # fmt: skip
 def test_bad_baselines(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="no such suite"):
-        read_suite(str(tmp_path))
+        read_suite(str(tmp_path), base="imagenet")
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(InputError, match="not the scores of a suite"):
-        read_suite(str(tmp_path))
+        read_suite(str(tmp_path), base="imagenet")
+
+
+def test_baselines_that_no_line_goes_through(small_checkpoint: str, data: Path, tmp_path: Path) -> None:
+    one = other(tmp_path, "a", 0.5, 0.2)
+    with pytest.raises(InputError, match=r"another base set.*expected cifar-10, found imagenet"):
+        read_suite(one, base="cifar-10")
+    config = SuiteConfig(model=small_checkpoint, data=str(data), baselines=(one,))
+    with pytest.raises(UsageError, match=r"no line goes through one model.*at least two"):
+        run(config, str(tmp_path / "s"), QUIET)
+    with pytest.raises(UsageError, match="effective robustness needs a base set"):
+        run(dataclasses.replace(config, base="none"), str(tmp_path / "s"), QUIET)
 
 
 def test_nothing_there(small_checkpoint: str, data: Path, tmp_path: Path) -> None:
