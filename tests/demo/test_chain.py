@@ -80,7 +80,7 @@ def contents(out: Path) -> dict[str, bytes]:
         name = str(path.relative_to(out))
         if path.name == "manifest.json":
             found[name] = manifest.read(str(path.parent)).sha256.encode()
-        elif name not in ("report.html", "croissant.json"):
+        elif name not in ("report.html", "croissant.json", "MODEL_CARD.md"):
             found[name] = path.read_bytes().replace(str(out).encode(), b"OUT")
     return found
 
