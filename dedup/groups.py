@@ -1,10 +1,10 @@
 """``wit dedup groups``: near-duplicates within the training set, as connected components over a threshold.
 
-Every block of embeddings stays in memory while all rows after it stream past, compared exactly. Of the pairs at or
-above the threshold only a spanning tree and each picture's best similarity leave a block, and equal vectors are
-compared once: a million copies of one picture cost a million rows, not a million times a million pairs. One picture of
-each group, the one with the smallest id, is marked to be kept; ``drop-ids.txt`` lists the others for
-``wit shards drop --ids``.
+Every block of embeddings stays in memory while all rows after it stream past, compared exactly. Pairs near or above the
+threshold are computed again in double precision (:func:`dedup.nearest.near`): the cut into blocks leaves no trace. Of
+the pairs only a spanning tree and each picture's best similarity leave a block, and equal vectors are compared once: a
+million copies of one picture cost a million rows, not a million times a million pairs. One picture of each group, the
+one with the smallest id, is marked to be kept; ``drop-ids.txt`` lists the others for ``wit shards drop --ids``.
 """
 
 from __future__ import annotations
@@ -147,23 +147,18 @@ def link(first: np.ndarray, second: np.ndarray | None, threshold: float) -> Link
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    other = first if second is None else second
-    likeness = np.round(first @ other.T, nearest.DECIMALS)
-    if second is None:
-        np.fill_diagonal(likeness, _NONE)
-    near = likeness >= np.float32(threshold)
-    rows, columns = np.flatnonzero(near.any(axis=1)), np.flatnonzero(near.any(axis=0))
+    rows, columns, likeness = nearest.near(first, second, threshold)
     if not len(rows):
         return Links.none()
-    left, right = np.nonzero(near[np.ix_(rows, columns)])
-    shift = 0 if second is None else len(first)
-    size = shift + len(other)
-    ends = (rows[left].astype(np.int32), (columns[right] + shift).astype(np.int32))
-    graph = coo_matrix((np.ones(len(left), np.int8), ends), shape=(size, size))
+    if second is not None:
+        columns += len(first)
+    size = len(first) + (0 if second is None else len(second))
+    ends = (rows.astype(np.int32), columns.astype(np.int32))
+    graph = coo_matrix((np.ones(len(rows), np.int8), ends), shape=(size, size))
     _, component = connected_components(graph, directed=False)
     best = np.full(size, _NONE, np.float32)
-    best[rows] = likeness[rows].max(axis=1)
-    best[columns + shift] = np.maximum(best[columns + shift], likeness[:, columns].max(axis=0))
+    np.maximum.at(best, rows, likeness)
+    np.maximum.at(best, columns, likeness)
     linked = np.flatnonzero(best > _NONE)
     smallest = np.full(component.max() + 1, size)
     np.minimum.at(smallest, component[linked], linked)
@@ -179,10 +174,10 @@ def link_equals(values: np.ndarray, threshold: float) -> tuple[np.ndarray, Links
     """
     group = nearest.equal_rows(values)
     _, first = np.unique(group, return_index=True)
-    own = np.round(np.einsum("nd,nd->n", values, values), nearest.DECIMALS)
-    many = np.bincount(group)[group] > 1
-    rows = np.flatnonzero(many & (own >= np.float32(threshold)))
-    return first, Links(row=rows, to=first[group[rows]], similarity=own[rows])
+    rows = np.flatnonzero(np.bincount(group)[group] > 1)
+    own = nearest.lengths(values[rows])
+    rows, own = rows[own >= np.float32(threshold)], own[own >= np.float32(threshold)]
+    return first, Links(row=rows, to=first[group[rows]], similarity=own)
 
 
 class LinkBlocks(beam.DoFn):

@@ -8,6 +8,7 @@ of the vectors alone: neither the cut into blocks nor the processor's way to mul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,7 +120,7 @@ class Finds:
             places: int64 [M], rising: the rows' places in the block.
             first: Number of the first of these queries.
         """
-        slack = (queries.shape[1] + 4) * _ROUND_OFF
+        slack = _slack(queries.shape[1])
         for i in range(0, len(queries), TILE_ROWS):
             some = queries[i : i + TILE_ROWS]
             mine = slice(first + i, first + i + len(some))
@@ -195,6 +196,50 @@ def equal_rows(values: np.ndarray) -> np.ndarray:
     return rank[group]
 
 
+def near(first: np.ndarray, second: np.ndarray | None, threshold: float) -> tuple[np.ndarray, ...]:
+    """The pairs of rows that are similar enough.
+
+    Args:
+        first: float32 [N, d], rows of length 1.
+        second: float32 [M, d], likewise, or ``None`` for the pairs within the first, each once.
+        threshold: Least similarity of a pair, once it is rounded.
+
+    Returns:
+        The pairs' rows, int64 [P] twice, and their similarities, float32 [P].
+    """
+    other = first if second is None else second
+    least = _least_key(threshold)
+    floor = np.float32((least - 0.5) / SCALE - _slack(first.shape[1]))
+    likeness = first @ other.T
+    if second is None:
+        likeness[np.tri(len(first), dtype=bool)] = EMPTY
+    rows, columns = np.nonzero(likeness >= floor)
+    key = np.empty(len(rows), np.int64)
+    _keys(first, other, rows, columns, key)
+    chosen = key >= least
+    return rows[chosen], columns[chosen], (key[chosen] / SCALE).astype(np.float32)
+
+
+def lengths(values: np.ndarray) -> np.ndarray:
+    """Each row's similarity to itself: float32 [N, d] -> float32 [N]."""
+    key, rows = np.empty(len(values), np.int64), np.arange(len(values))
+    _keys(values, values, rows, rows, key)
+    return (key / SCALE).astype(np.float32)
+
+
+def _least_key(threshold: float) -> int:
+    """The smallest key whose similarity, a float32, is at or above a threshold."""
+    key = math.floor(threshold * SCALE) - 1
+    while np.float32(key / SCALE) < np.float32(threshold):
+        key += 1
+    return key
+
+
+def _slack(dimension: int) -> float:
+    """What a float32 product of two rows of length 1 may be off by."""
+    return (dimension + 4) * _ROUND_OFF
+
+
 def row_hashes(values: np.ndarray) -> np.ndarray:
     """A hash of each row's bits: float32 [N, d] -> uint64 [N]."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
@@ -212,7 +257,8 @@ def _hashes(bits: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 @compiled
-def _dot(first: np.ndarray, second: np.ndarray) -> float:
+def dot(first: np.ndarray, second: np.ndarray) -> float:
+    """The inner product of two rows float32 [d], in double precision and a fixed order."""
     # Products of two float32 are exact; the order of the sums is ours, not the compiler's.
     a, b, c, e = 0.0, 0.0, 0.0, 0.0
     whole = len(first) // 4 * 4
@@ -224,6 +270,14 @@ def _dot(first: np.ndarray, second: np.ndarray) -> float:
     for i in range(whole, len(first)):
         a += np.float64(first[i]) * np.float64(second[i])
     return (a + b) + (c + e)
+
+
+@compiled
+def _keys(
+    first: np.ndarray, second: np.ndarray, rows: np.ndarray, columns: np.ndarray, key: np.ndarray
+) -> None:
+    for i in range(len(rows)):
+        key[i] = np.int64(np.rint(dot(first[rows[i]], second[columns[i]]) * SCALE))
 
 
 @compiled
@@ -258,7 +312,7 @@ def _keep(
             for j in range(start, end):
                 if row[j] < floor:
                     continue
-                found = np.int64(np.rint(_dot(queries[i], base[j]) * SCALE))
+                found = np.int64(np.rint(dot(queries[i], base[j]) * SCALE))
                 if found < least[i]:
                     continue
                 # Rows come in the order of ids: among equals the first stays first.

@@ -114,6 +114,26 @@ def test_block_size_and_workers_change_no_byte(tmp_path: Path) -> None:
     assert made[0] == made[1] == made[2]
 
 
+def test_blocks_of_one_row_change_no_byte(tmp_path: Path) -> None:
+    # Products of one or two rows take another way through BLAS than those of many.
+    draw = np.random.default_rng(9)
+    base = np.repeat(draw.normal(size=(40, 356)), 3, axis=0)
+    values = base + 0.3 * draw.normal(size=base.shape)
+    values = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+    train = _folder(tmp_path / "train", values, [f"{i:03d}" for i in range(120)])
+    made = set()
+    for block in (1, 2, 7, 120):
+        run(GroupsConfig(train=train, threshold=0.9, block_rows=block), str(tmp_path / f"{block}"), QUIET)
+        made.add((tmp_path / f"{block}" / "part-00000.parquet").read_bytes())
+    assert len(made) == 1
+    rows = tables.read_folder(str(tmp_path / "1"), GROUPS).to_pylist()
+    truth = values.astype(np.float64) @ values.astype(np.float64).T
+    np.fill_diagonal(truth, -1)
+    assert [r["similarity"] for r in rows] == [
+        float(np.float32(np.round(truth[int(r["pair_id"])].max(), 5))) for r in rows
+    ]
+
+
 def test_nothing_alike_gives_an_empty_table(tmp_path: Path) -> None:
     train = _folder(
         tmp_path / "train", np.eye(6, dtype=np.float32), [str(i) for i in range(6)], threshold=0.9
