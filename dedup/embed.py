@@ -104,6 +104,8 @@ def run(config: EmbedConfig, out: str, options: RunOptions) -> Manifest | None:
         resumable=True,
         damage=REASONS,
     )
+    if done is not None:  # not before: a stage that fails in its last check goes on from them
+        paths.remove(paths.join(out, CHUNKS))
     if said and not options.quiet:
         print(f"  {said[0]}", file=sys.stderr)  # noqa: T201
     return done
@@ -139,7 +141,6 @@ def embed_chunks(
 
     with Progress(STAGE, total=total, unit="pictures", quiet=options.quiet):
         stages.run_pipeline(build, beam_options)
-    paths.remove(paths.join(out, CHUNKS))
     return StageResult(
         rows=stages.finish_parts(out, contract),
         rows_in=stages.read_total(paths.join(out, _TOTAL)),

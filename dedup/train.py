@@ -17,7 +17,7 @@ import torch
 
 from dedup import images
 from dedup.calibrate import Calibration, choose_threshold
-from dedup.collection import UNREADABLE, Collection, Lost
+from dedup.collection import UNREADABLE, Collection
 from dedup.config import TrainConfig
 from dedup.contrast import TEMPERATURE
 from dedup.detector import CONFIG, CONTRACT, WEIGHTS, Detector, looks, save
@@ -28,7 +28,7 @@ from pipeline.core.contracts import DROPPED
 from pipeline.core.errors import InputError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress
-from pipeline.core.stage import RunOptions, StageResult, run_stage
+from pipeline.core.stage import RunOptions, StageResult, check_damage, run_stage
 
 STAGE = "dedup train"
 REASONS = (UNREADABLE,)
@@ -55,7 +55,7 @@ def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
             return _run_first(config, chunks, processes, out, options)
         (needed,) = processes.any(False)
         if needed:
-            train(config, chunks, out, processes=processes, quiet=True)
+            train(config, chunks, out, processes=processes, quiet=True, most_bad=options.max_bad_fraction)
         return None
 
 
@@ -73,10 +73,11 @@ def _run_first(
         nonlocal told
         told = True
         processes.any(True)
-        return train(config, chunks, folder, processes=processes, quiet=options.quiet)
+        most_bad = options.max_bad_fraction
+        return train(config, chunks, folder, processes=processes, quiet=options.quiet, most_bad=most_bad)
 
     try:
-        return run_stage(
+        done = run_stage(
             body,
             stage=STAGE,
             contract=CONTRACT,
@@ -88,26 +89,37 @@ def _run_first(
             resumable=True,
             damage=REASONS,
         )
+        if done is not None:  # not before: a stage that fails in its last check goes on from them
+            snapshots.Snapshots(out).forget()
+        return done
     finally:
         if not told:
             processes.any(False)
 
 
 def train(
-    config: TrainConfig, chunks: Sequence[images.Chunk], out: str, *, processes: Processes, quiet: bool
+    config: TrainConfig,
+    chunks: Sequence[images.Chunk],
+    out: str,
+    *,
+    processes: Processes,
+    quiet: bool,
+    most_bad: float | None = None,
 ) -> StageResult:
     """Reads the pictures, trains, calibrates and writes the detector's folder.
 
     Args:
         config: How to train.
         chunks: The pictures; every process reads all of them and draws the same batches.
-        out: Output folder; snapshots found there are gone on from, and removed at the end.
+        out: Output folder; snapshots found there are gone on from.
         processes: Who takes part; the first one writes.
         quiet: Show no progress.
+        most_bad: Share of the pictures that may be unreadable; ``None``: any.
 
     Raises:
         InputError: Too few readable pictures, or a damaged snapshot.
-        StageFailedError: The loss is not a number, or the process was asked to end.
+        StageFailedError: More pictures are unreadable, which is found before anything is trained; the loss is not
+            a number, or the process was asked to end.
         UsageError: A batch has fewer pairs than there are processes.
     """
     torch.set_num_threads(config.threads)
@@ -115,6 +127,10 @@ def train(
         total = sum(chunk.rows for chunk in chunks)
         with Progress(f"{STAGE}: reading", total=total, unit="pictures", quiet=quiet):
             pictures.fill(chunks, max_images=config.max_images, seed=config.seed)
+        if processes.rank == 0 and pictures.lost:
+            dropped = tables.dropped_table(STAGE, [(UNREADABLE, x.id, x.detail) for x in pictures.lost])
+            tables.write_table(paths.join(out, "dropped", tables.part_name(0)), dropped, DROPPED)
+        check_damage(STAGE, out, {UNREADABLE: len(pictures.lost)}, pictures.read, most_bad)
         known, held_out = pictures.split(config.held_out, seed=config.seed)
         held_out = held_out[:HELD_OUT_AT_MOST]
         if len(known) < 2 or not len(held_out):
@@ -124,8 +140,9 @@ def train(
                 expected="some hundred at least",
                 found=f"{len(pictures)} readable of {pictures.read}",
             )
-        kept = snapshots.Snapshots(out)
-        detector, lines = fit(config, pictures, known, processes=processes, snapshots=kept, quiet=quiet)
+        detector, lines = fit(
+            config, pictures, known, processes=processes, snapshots=snapshots.Snapshots(out), quiet=quiet
+        )
         if config.half:
             detector.half().float()  # calibrated as it will be loaded
         with Progress(f"{STAGE}: calibrating", unit="pictures", quiet=quiet):
@@ -135,8 +152,7 @@ def train(
         found: dict[str, object] = {"threshold": calibration.threshold, "held_out_accuracy": accuracy}
         if processes.rank == 0:
             lines.append({"event": "end", **found, **asdict(calibration)})
-            found["detector_sha256"] = write(config, out, detector, lines, calibration, pictures.lost)
-            kept.forget()
+            found["detector_sha256"] = write(config, out, detector, lines, calibration)
         return StageResult(
             rows=len(pictures),
             rows_in=pictures.read,
@@ -156,17 +172,12 @@ def write(
     detector: Detector,
     lines: Sequence[dict[str, object]],
     calibration: Calibration,
-    lost: Sequence[Lost],
 ) -> str:
-    """Writes the detector, its curve and the dropped rows; returns the detector's sha256."""
+    """Writes the detector and its curve; returns the detector's sha256."""
     text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
     paths.write_bytes(paths.join(out, METRICS), text.encode())
     notes = {"calibration": asdict(calibration), "preset": config.preset, "temperature": TEMPERATURE}
-    sha256 = save(out, detector, threshold=calibration.threshold, notes=notes, half=config.half)
-    if lost:
-        dropped = tables.dropped_table(STAGE, [(UNREADABLE, x.id, x.detail) for x in lost])
-        tables.write_table(paths.join(out, "dropped", tables.part_name(0)), dropped, DROPPED)
-    return sha256
+    return save(out, detector, threshold=calibration.threshold, notes=notes, half=config.half)
 
 
 def held_out_embeddings(

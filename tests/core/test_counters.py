@@ -70,11 +70,8 @@ def test_counters_end_as_the_manifests_numbers(engine: str, counted: counters.To
     assert candidates.dropped["bad_url"] == 1
     assert counted["fetch"] == expected(shards)
     assert shards.dropped == {"http_4xx": 1, "not_image": 1}
-    assert counted["fetch.urls"] == {
-        "downloaded": 10,
-        "http_4xx": 1,
-        "decoded": 9,
-    }  # one of ten is no picture
+    # One of the ten is no picture.
+    assert counted["fetch.urls"] == {"downloaded": 10, "http_4xx": 1, "decoded": 9}
     select = dict(counted["select"])
     assert select.pop("matched") == pairs.rows  # nothing was over the cap, which is decided outside of Beam
     assert select == {k: v for k, v in expected(pairs).items() if k != counters.ROWS_OUT}

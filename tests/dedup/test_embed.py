@@ -218,6 +218,27 @@ def test_a_killed_run_goes_on(
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
 
 
+def test_too_much_damage_throws_no_embedding_away(
+    folder: str,
+    detector: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root, out = tmp_path / "mixed", tmp_path / "out"
+    shutil.copytree(folder, root)
+    (root / "red" / "broken.jpg").write_bytes(b"no")
+    words = ["dedup", "embed", "--images", str(root), "--detector", detector]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    assert main([*words, "--out", str(out), "--max-bad-fraction", "0.01"]) == 1
+    monkeypatch.setattr(embed, "embed_batch", lambda *given, **named: pytest.fail("embedded again"))
+    capsys.readouterr()
+    assert main([*words, "--out", str(out), "--max-bad-fraction", "0.1"]) == 0
+    assert "25 kept from an earlier run" in capsys.readouterr().err
+    assert (out / "part-00000.parquet").read_bytes() == (tmp_path / "whole/part-00000.parquet").read_bytes()
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
+
+
 def test_decode_threads_change_no_byte(folder: str, detector: str, tmp_path: Path) -> None:
     for threads in (1, 3):
         config = EmbedConfig(images=(folder,), detector=detector, batch_size=5, decode_threads=threads)

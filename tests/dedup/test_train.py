@@ -19,7 +19,7 @@ from dedup.fit import BATCH_SIZES, LEARNING_RATES
 from dedup.train import proxy_accuracy, run
 from pipeline.cli import main
 from pipeline.core import manifest
-from pipeline.core.errors import InputError
+from pipeline.core.errors import InputError, StageFailedError
 from pipeline.core.stage import RunOptions
 
 QUIET = RunOptions(quiet=True)
@@ -109,6 +109,21 @@ def test_unreadable_pictures_are_dropped_rows(folder: str, tmp_path: Path) -> No
     done = run(config, str(tmp_path / "out"), QUIET)
     assert done is not None
     assert (done.rows_in, done.rows, done.dropped) == (25, 24, {"unreadable-image": 1})
+
+
+def test_too_much_damage_ends_before_anything_is_trained(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = tmp_path / "mixed", tmp_path / "out"
+    shutil.copytree(folder, root)
+    (root / "broken.jpg").write_bytes(b"no")
+    config = TrainConfig(images=(str(root),), pairs=8, batch_size=4, held_out=0.3)
+    with monkeypatch.context() as patch:
+        patch.setattr("dedup.train.fit", lambda *given, **named: pytest.fail("trained"))
+        with pytest.raises(StageFailedError, match=r"1 \(4.00%\), most of them unreadable-image"):
+            run(config, str(out), RunOptions(quiet=True, max_bad_fraction=0.03))
+    assert (out / "dropped").is_dir()
+    assert run(config, str(out), RunOptions(quiet=True, max_bad_fraction=0.04)) is not None
 
 
 def test_too_few_pictures(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

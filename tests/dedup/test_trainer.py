@@ -282,6 +282,25 @@ def test_killed_again_and_again_equals_uninterrupted(shards: str, tmp_path: Path
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_a_failed_last_check_throws_no_training_away(shards: str, detector: str, tmp_path: Path) -> None:
+    config = TrainConfig(images=(shards,), pairs=96, batch_size=16, device="cpu")
+
+    def stop(*given: object) -> None:
+        raise StopError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.core.stage.check_damage", stop)
+        with pytest.raises(StopError):
+            run(config, str(tmp_path), RunOptions(quiet=True))
+    assert (tmp_path / NAME).exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dedup.trainer.backward", stop)
+        run(config, str(tmp_path), RunOptions(quiet=True))
+    name = "model.safetensors"
+    assert (tmp_path / name).read_bytes() == (Path(detector) / name).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in Path(detector).iterdir())
+
+
 def test_another_configuration_starts_over(shards: str, detector: str, tmp_path: Path) -> None:
     plain = TrainConfig(images=(shards,), pairs=96, batch_size=16, device="cpu")
     stop_before_calibration(replace(plain, seed=1), tmp_path)
