@@ -72,8 +72,17 @@ def run(config: QueriesConfig, out: str, options: RunOptions) -> Manifest | None
             hint="give --wikipedia, --word-counts or --pageviews, or leave out `--wordnet none`",
         )
     beam_options = pipeline_options(options.beam)
+    made = False
+
+    def body(written: str) -> StageResult:
+        nonlocal made
+        made = True
+        result = _body(config, folder, options, beam_options, written)
+        _write_losses(result.extra)  # before too many of them end the stage
+        return result
+
     finished = run_stage(
-        functools.partial(_body, config, folder, options, beam_options),
+        body,
         stage="queries",
         contract=QUERIES.id,
         config=config,
@@ -81,9 +90,13 @@ def run(config: QueriesConfig, out: str, options: RunOptions) -> Manifest | None
         out=out,
         options=options,
         owned=(f"{WORK}/*", f"{runners_up.FOLDER}/*"),
+        mend="the lines above that begin with `queries: lost:` name them: mend the sources",
     )
     if finished is not None:
-        _write_notes(finished, quiet=options.quiet)
+        if not made:
+            _write_losses(finished.extra)
+        if not options.quiet:
+            _write_notes(finished)
     return finished
 
 
@@ -332,30 +345,31 @@ def _fill(config: QueriesConfig, counted: _Counted) -> list[str]:
     return advice
 
 
-def _write_notes(done: Manifest, *, quiet: bool) -> None:
-    """The closing lines below the table: losses always, the rest unless quiet."""
-    notes = []
-    for problem in done.extra.get("problems", []):
+def _write_losses(extra: Mapping[str, Any]) -> None:
+    """A line for each damaged piece of the sources, however quiet the run is."""
+    for problem in extra.get("problems", []):
         place = f" at byte {problem['offset']:,}" if problem["offset"] is not None else ""
         times = f" ({problem['times']:,} times)" if problem["times"] > 1 else ""
-        notes.append(f"lost: {problem['file']}: {problem['reason']}{place}{times}")
-    if not quiet:
-        least = done.extra["thresholds"]
-        shown = [
-            f"{n} >= {v:.4g}" if isinstance(v, float) else f"{n} >= {v:,}"
-            for n, v in least.items()
-            if v is not None
-        ]
-        by_source = ", ".join(f"{n:,} {source}" for source, n in done.extra["sources"].items())
-        notes.append(f"sources: {by_source}; cut at {', '.join(shown) or 'nothing'}")
-        if done.rows > done.config["size"]:
-            notes.append(
-                f"words and synsets alone are more than --size {done.config['size']:,}; all are kept"
-            )
-        elif done.extra["missing"]:
-            notes.append(
-                f"{done.extra['missing']:,} short of --size {done.config['size']:,}; to fill it: "
-                + "; ".join(done.extra["fill_with"])
-            )
+        sys.stderr.write(f"queries: lost: {problem['file']}: {problem['reason']}{place}{times}\n")
+
+
+def _write_notes(done: Manifest) -> None:
+    """The closing lines below the table."""
+    notes = []
+    least = done.extra["thresholds"]
+    shown = [
+        f"{n} >= {v:.4g}" if isinstance(v, float) else f"{n} >= {v:,}"
+        for n, v in least.items()
+        if v is not None
+    ]
+    by_source = ", ".join(f"{n:,} {source}" for source, n in done.extra["sources"].items())
+    notes.append(f"sources: {by_source}; cut at {', '.join(shown) or 'nothing'}")
+    if done.rows > done.config["size"]:
+        notes.append(f"words and synsets alone are more than --size {done.config['size']:,}; all are kept")
+    elif done.extra["missing"]:
+        notes.append(
+            f"{done.extra['missing']:,} short of --size {done.config['size']:,}; to fill it: "
+            + "; ".join(done.extra["fill_with"])
+        )
     for note in notes:
         sys.stderr.write(f"queries: {note}\n")

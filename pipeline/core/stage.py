@@ -23,6 +23,7 @@ from pipeline.core.options import RunOptions as RunOptions
 
 MARKER = "unfinished.json"
 OWNED = ("part-*.parquet", "dropped/*", ".*.tmp")
+MEND = "dropped/ there names them: mend the input"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ def run_stage(
     owned: Sequence[str] = (),
     resumable: bool = False,
     damage: Collection[str] = (),
+    mend: str = MEND,
 ) -> Manifest | None:
     """Runs a stage's body into an output folder and writes its manifest.
 
@@ -75,6 +77,7 @@ def run_stage(
             from them.
         damage: Drop reasons that say that input was damaged or could not be had; all others are filters and policy.
             ``options.max_bad_fraction`` is about these.
+        mend: What to do when too much is.
 
     Returns:
         The manifest, of this run or of the finished folder that made it unnecessary; ``None`` for a dry run.
@@ -106,7 +109,7 @@ def run_stage(
             dropped = tables.count_dropped(out) if result.dropped is None else result.dropped
         _check_sum(stage, out, result, dropped)
         lost = result.damaged or ({r: dropped[r] for r in damage if r in dropped}, result.rows_in)
-        check_damage(stage, out, *lost, options.max_bad_fraction)
+        check_damage(stage, out, *lost, options.max_bad_fraction, mend)
         finished = Manifest(
             contract=contract,
             stage=stage,
@@ -158,7 +161,9 @@ def _check_sum(stage: str, out: str, result: StageResult, dropped: Mapping[str, 
         )
 
 
-def check_damage(stage: str, out: str, damaged: Mapping[str, int], of: int, most: float | None) -> None:
+def check_damage(
+    stage: str, out: str, damaged: Mapping[str, int], of: int, most: float | None, mend: str = MEND
+) -> None:
     """Stops a stage whose input was damaged more than allowed; its folder stays unfinished.
 
     Args:
@@ -167,6 +172,7 @@ def check_damage(stage: str, out: str, damaged: Mapping[str, int], of: int, most
         damaged: Records by what was wrong.
         of: Records that came in.
         most: Share that may be damaged; ``None``: any.
+        mend: What to do when more is.
 
     Raises:
         StageFailedError: More are.
@@ -180,7 +186,7 @@ def check_damage(stage: str, out: str, damaged: Mapping[str, int], of: int, most
         where=out,
         expected=f"at most {most:.2%} of {of:,}",
         found=f"{total:,} ({total / of:.2%}), most of them {reason} ({times:,})",
-        hint="dropped/ there names them: mend the input, or run again with a larger --max-bad-fraction",
+        hint=f"{mend}, or run again with a larger --max-bad-fraction",
     )
 
 

@@ -77,8 +77,13 @@ def test_damaged_sources_of_queries_count(tmp_path: Path, capsys: pytest.Capture
     )
     words = ["queries", "--pageviews", str(views), "--title-check", "none", "--wordnet", "none", "--quiet"]
     assert main([*words, "--out", str(tmp_path / "a"), "--max-bad-fraction", "0.15"]) == 1
-    assert "not a page view line" in capsys.readouterr().err
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "queries: lost: views: not a page view line (2 times)"
+    assert "expected at most 15.00% of 10, found 2" in last
+    assert "`queries: lost:` name them" in last
+    assert "dropped/" not in last
     assert main([*words, "--out", str(tmp_path / "b"), "--max-bad-fraction", "0.25"]) == 0
+    assert capsys.readouterr().err == f"{first}\n", "said once"
 
 
 def test_a_failing_web_counts_and_dead_links_do_not(tmp_path: Path) -> None:
