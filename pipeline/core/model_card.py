@@ -8,18 +8,21 @@ for Model Reporting" (Mitchell et al., 2019).
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core import manifest, paths
 from pipeline.core.errors import InputError
+from pipeline.core.evaluations import Score, overlaps_of, score_of
 from pipeline.core.manifest import Manifest
 from pipeline.core.scales import percent
 
-NAME = "MODEL_CARD.md"
+NAME, TRAINED = "MODEL_CARD.md", "train"
 SCORES, OVERLAPS = "scores.json", "overlap.json"
-MAX_CHAIN = 64
+MAX_NAMES = 5
+MAX_ROWS = 64  # of the chain that are listed; all of it is walked
 # Reasons for which a page, an image or a pair was left out because somebody objected.
 OBJECTIONS = (
     "page_opted_out", "robots_disallow", "optout_header", "optout_tdm", "optout_meta", "rights_flag", "takedown",
@@ -55,13 +58,18 @@ class Link:
     described: Mapping[str, Any]
     changed: bool = False
 
+    @property
+    def readable(self) -> bool:
+        """Whether what was dropped here and before can be known; a raw file dropped nothing."""
+        return "manifest_sha256" not in self.described or (self.made is not None and not self.changed)
+
 
 def chain(folder: str) -> list[Link]:
     """What a finished folder was made from, nearest first, each once, as far as manifests can be read."""
     found: dict[str, Link] = {}
-    waiting: list[Mapping[str, Any]] = list(_inputs(folder))
-    while waiting and len(found) < MAX_CHAIN:
-        described = waiting.pop(0)
+    waiting: deque[Mapping[str, Any]] = deque(_inputs(folder))
+    while waiting:
+        described = waiting.popleft()
         path = str(described.get("path", ""))
         if path in found:
             continue
@@ -69,7 +77,7 @@ def chain(folder: str) -> list[Link]:
         changed = made is not None and made.sha256 != described["manifest_sha256"]
         found[path] = Link(path.rstrip("/").rpartition("/")[2], made, described, changed)
         if made is not None and not changed:
-            waiting += made.inputs
+            waiting.extend(made.inputs)
     return list(found.values())
 
 
@@ -110,9 +118,9 @@ def card(
         _details(made, architecture),
         f"## Intended use\n\n{USES}\n\nNot meant for: {MISUSES}\n",
         _data(made, links),
-        _evaluation([_json(path, SCORES) for path in scores]),
-        _contamination(None if overlaps is None else _json(overlaps, OVERLAPS)),
-        _rights(links),
+        _evaluation([_score(path) for path in scores]),
+        _contamination(None if overlaps is None else _overlaps(overlaps)),
+        _rights(made, links),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -136,7 +144,8 @@ def _line(text: object, limit: int = 120) -> str:
 
 def _details(made: Manifest | None, architecture: Mapping[str, Any]) -> str:
     rows: list[tuple[str, object]] = []
-    preset = architecture.get("model") or (made.config.get("model") if made is not None else None)
+    trained = made is not None and made.stage == TRAINED
+    preset = architecture.get("model") or (made.config.get("model") if made is not None and trained else None)
     if preset is not None:
         rows.append(("preset", preset))
     if "vision_cfg" in architecture and "text_cfg" in architecture:
@@ -154,17 +163,22 @@ def _details(made: Manifest | None, architecture: Mapping[str, Any]) -> str:
 
 def _geometry(architecture: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     vision, text = architecture["vision_cfg"], architecture["text_cfg"]
+    objective = architecture.get("objective", "contrastive")
     kind = "ResNet" if vision.get("patch_size") is None else f"ViT, patches of {vision['patch_size']} pixels"
     yield "image tower", f"{kind}; layers {vision.get('layers')}, width {vision.get('width')}"
     yield "image size", f"{vision.get('image_size')} pixels"
-    yield (
-        "text tower",
-        (
-            f"{text.get('kind', 'transformer')}; layers {text.get('layers')}, width {text.get('width')}, "
-            f"heads {text.get('heads')}, {text.get('context_length')} tokens of {text.get('vocab_size')}"
-        ),
-    )
-    yield "joint embedding", f"{architecture.get('embed_dim')} dimensions"
+    words = f"{text.get('context_length')} tokens of {text.get('vocab_size')}"
+    blocks = f"layers {text.get('layers')}, width {text.get('width')}, heads {text.get('heads')}"
+    if objective == "bow_prediction":
+        yield "text side", f"none: the image predicts a caption's words, of {text.get('vocab_size')} tokens"
+    elif objective == "caption_lm":
+        yield "text side", f"transformer that predicts the caption after the image; {blocks}, {words}"
+    elif text.get("kind") == "cbow":
+        yield "text tower", f"mean of the tokens' embeddings; width {text.get('width')}, {words}"
+    else:
+        yield "text tower", f"{text.get('kind', 'transformer')}; {blocks}, {words}"
+    joint = "joint embedding" if objective == "contrastive" else "image embedding"
+    yield joint, f"{architecture.get('embed_dim')} dimensions"
     yield "activation", "QuickGELU" if architecture.get("quick_gelu") else "GELU"
 
 
@@ -190,12 +204,33 @@ def _training(made: Manifest) -> Iterator[tuple[str, object]]:
 def _data(made: Manifest | None, links: Sequence[Link]) -> str:
     if made is None:
         return "## Training data\n\nNot known.\n"
-    rows = [_chained(link) for link in links]
-    told = f"Trained on {made.rows:,} of {made.rows_in:,} image-text pairs."
+    table = _table(
+        ["from", "made by", "rows", "dropped", "sha256 of the manifest or file"],
+        [_chained(link) for link in links[:MAX_ROWS]],
+    )
+    more = f"\n… and {len(links) - MAX_ROWS:,} more\n" if len(links) > MAX_ROWS else ""
+    return f"## Training data\n\n{_pairs(made, links)}\n\n{table}{more}"
+
+
+def _pairs(made: Manifest, links: Sequence[Link]) -> str:
+    """What the training was offered, of the checkpoint or of the nearest one that it was made from."""
+    told = ""
+    if made.stage != TRAINED:
+        told = f"Not trained by this folder's command, `wit {_line(made.stage)}`. "
+        near = (
+            link
+            for link in links
+            if link.made is not None and not link.changed and link.made.stage == TRAINED
+        )
+        trained = next(near, None)
+        if trained is None or trained.made is None:
+            return f"{told}What it was trained on is not known."
+        told, made = f"{told}Trained as {_line(trained.name)}. ", trained.made
+    told += f"The shards offered {made.rows_in:,} image-text pairs, of which {made.rows:,} could be used."
     if made.dropped:
         told += f" Left out: {_reasons(made.dropped)}."
-    heads = ["from", "made by", "rows", "dropped", "sha256 of the manifest or file"]
-    return f"## Training data\n\n{told}\n\n{_table(heads, rows)}"
+    seen = made.extra.get("images_seen")
+    return f"{told} Images seen in training, with repeats: {seen:,}." if isinstance(seen, int) else told
 
 
 def _chained(link: Link) -> list[str]:
@@ -219,16 +254,16 @@ def _reasons(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{_line(reason)} {count:,}" for reason, count in listed if count)
 
 
-def _evaluation(found: Sequence[Mapping[str, Any]]) -> str:
+def _evaluation(found: Sequence[Score]) -> str:
     if not found:
         return "## Evaluation\n\nNo scores were given.\n"
     rows = []
     for score in found:
-        for metric, value in score["metrics"].items():
-            span, chance = score.get("intervals", {}).get(metric), score.get("chance", {}).get(metric)
+        for metric, value in score.metrics.items():
+            span, chance = score.intervals.get(metric), score.chance.get(metric)
             rows.append(
                 [
-                    _line(score["dataset"], 60), _line(score["task"], 40), f"{score['n']:,}", _line(metric, 40),
+                    _line(score.dataset, 60), _line(score.task, 40), f"{score.n:,}", _line(metric, 40),
                     percent(value), "–" if span is None else f"{percent(span[0])} – {percent(span[1])}",
                     "–" if chance is None else percent(chance),
                 ]
@@ -237,12 +272,12 @@ def _evaluation(found: Sequence[Mapping[str, Any]]) -> str:
     return f"## Evaluation\n\n{_table(heads, rows)}"
 
 
-def _contamination(found: Mapping[str, Any] | None) -> str:
+def _contamination(found: Sequence[Mapping[str, Any]] | None) -> str:
     head = "## Contamination\n\n"
     if found is None:
         return f"{head}Not known: no overlap report was given (`wit dedup report`).\n"
     rows = []
-    for name, row in found["datasets"].items():
+    for row in found:
         cells = [f"{row['n_overlap']:,} of {row['n_all']:,} ({percent(row.get('contamination') or 0)})"]
         cells += [
             "–" if row.get(k) is None else f"{row[k]:.2%}" for k in ("acc_all", "acc_clean", "acc_overlap")
@@ -253,7 +288,7 @@ def _contamination(found: Mapping[str, Any] | None) -> str:
             "yes" if row.get("significant_bonferroni") else "no",
         ]
         cells.append("yes" if row.get("reviewed") else "no")
-        rows.append([_line(name, 60), *cells])
+        rows.append([_line(row["dataset"], 60), *cells])
     told = (
         "Evaluation pictures that a near-duplicate detector found among the training pictures. Significant: Overlap is "
         "more accurate than Clean by a one-tailed binomial test, after Bonferroni's correction. Reviewed: a person set "
@@ -272,26 +307,43 @@ def _contamination(found: Mapping[str, Any] | None) -> str:
     return f"{head}{told}\n\n{_table(heads, rows)}"
 
 
-def _rights(links: Sequence[Link]) -> str:
+def _rights(made: Manifest | None, links: Sequence[Link]) -> str:
     objected: dict[str, int] = {}
     for link in links:
         if link.made is not None and not link.changed:
             for reason in OBJECTIONS:
                 if link.made.dropped.get(reason):
                     objected[reason] = objected.get(reason, 0) + link.made.dropped[reason]
-    told = f"Left out because somebody objected: {_reasons(objected)}." if objected else ""
-    return "\n".join(["## Rights\n", RIGHTS, *([told] if told else []), ""])
+    told = [f"Left out because somebody objected: {_reasons(objected)}."] if objected else []
+    lost = [link.name for link in links if not link.readable]
+    if made is None:
+        told.append("Whether anything was left out because somebody objected is not known.")
+    elif lost:
+        names = ", ".join(_line(name) for name in lost[:MAX_NAMES])
+        more = f" … and {len(lost) - MAX_NAMES:,} more" if len(lost) > MAX_NAMES else ""
+        told.append(
+            f"What was left out because somebody objected is not known for {names}{more}, nor for what they came from."
+        )
+    elif not objected:
+        told.append("No objections were recorded in the manifests of the chain.")
+    return "\n".join(["## Rights\n", RIGHTS, *told, ""])
 
 
-def _json(path: str, name: str) -> Any:
+def _score(path: str) -> Score:
+    file, found = _json(path, SCORES)
+    return score_of(found, where=file)
+
+
+def _overlaps(path: str) -> list[dict[str, Any]]:
+    file, found = _json(path, OVERLAPS)
+    return overlaps_of(found, where=file)
+
+
+def _json(path: str, name: str) -> tuple[str, Any]:
     file = path if path.endswith(".json") else paths.join(path, name)
     if not paths.exists(file):
         raise InputError("no such file", where=file)
     try:
-        found = json.loads(paths.read_bytes(file))
-        keys = ("dataset", "task", "n", "metrics") if name == SCORES else ("datasets",)
-        if not all(key in found for key in keys):
-            raise ValueError(f"no {' or '.join(keys)}")
-    except (ValueError, TypeError) as error:
+        return file, json.loads(paths.read_bytes(file))
+    except ValueError as error:
         raise InputError(f"not a {name}", where=file, found=str(error)) from error
-    return found

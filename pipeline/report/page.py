@@ -81,7 +81,8 @@ def write(run_folder: str) -> str:
 
 def _model_card(run: Run) -> str:
     """The checkpoint's card, with those scores and overlaps that can be read."""
-    scores = [name for name in run.stages if name.startswith("scores/") and _reads(results.scores, run)]
+    names = (part.removeprefix("scores/") for part in run.stages if part.startswith("scores/"))
+    scores = [name for name in names if _reads(results.score, run, name)]
     overlaps = run.part("overlaps") if _reads(results.overlaps, run) else None
     config = paths.join(run.part("checkpoint"), "config.json")
     try:
@@ -91,13 +92,13 @@ def _model_card(run: Run) -> str:
     folder = run.folder.rstrip("/").rpartition("/")[2]
     return model_card.card(
         run.part("checkpoint"), name=str(architecture.get("model", folder)), architecture=architecture,
-        scores=[paths.join(run.folder, name) for name in scores], overlaps=overlaps,
+        scores=[run.part(f"scores/{name}") for name in scores], overlaps=overlaps,
     )  # fmt: skip
 
 
-def _reads(reader: Callable[[Run], object], run: Run) -> bool:
+def _reads(reader: Callable[..., object], *given: object) -> bool:
     try:
-        reader(run)
+        reader(*given)
     except InputError:
         return False
     return True

@@ -12,12 +12,12 @@ from typing import Any
 from pipeline.core import charts, paths
 from pipeline.core.charts import Axis, Interval, Marker, Series
 from pipeline.core.errors import InputError
+from pipeline.core.evaluations import Score
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import duration
 from pipeline.report import guesses, results, samples
 from pipeline.report.figures import AbsentError, Run
 from pipeline.report.markup import panels, picture, plural, shown, table
-from pipeline.report.results import Score
 from pipeline.report.samples import Leak
 
 METRIC_NAMES = {
@@ -98,9 +98,9 @@ def _curve(points: Sequence[tuple[float, float]], title: str, y: Axis) -> str:
 
 def _model_curves(found: Mapping[str, Sequence[tuple[float, float]]]) -> list[str]:
     axes = {
-        "loss": ("CLIP: contrastive loss", Axis(label="loss (nats)", low=0)),
-        "scale": ("CLIP: logit scale", Axis(label="scale")),
-        "lr": ("CLIP: learning rate", Axis(label="learning rate", low=0)),
+        "loss": ("Training loss", Axis(label="loss (nats)", low=0)),
+        "scale": ("Logit scale", Axis(label="scale")),
+        "lr": ("Learning rate", Axis(label="learning rate", low=0)),
     }
     return [_curve(found[name], *axes[name]) for name in axes if name in found]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -14,12 +13,8 @@ import pyarrow.compute as pc
 from pipeline.core import paths, tables
 from pipeline.core.contracts import NEIGHBOURS
 from pipeline.core.errors import InputError
+from pipeline.core.evaluations import Score, overlaps_of, score_of
 from pipeline.report.figures import CURVE_POINTS, AbsentError, Run
-
-OVERLAP_NUMBERS = (
-    "contamination", "acc_all", "acc_clean", "acc_overlap", "ci_low", "ci_high", "all_minus_clean", "p_value",
-    "threshold",
-)  # fmt: skip
 
 
 def similarities(run: Run) -> dict[str, Counter[float]]:
@@ -81,64 +76,34 @@ def smoothed(points: Sequence[tuple[float, float]], *, share: float = 0.04) -> l
     return means
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """One evaluation: fractions of 1 by metric, with intervals and chance where known."""
-
-    dataset: str
-    task: str
-    n: int
-    metrics: Mapping[str, float]
-    intervals: Mapping[str, Sequence[float]]
-    chance: Mapping[str, float]
-
-
 def scores(run: Run) -> list[Score]:
-    """Reads every ``scores/<dataset>/scores.json``."""
-    found = []
-    for name in run.below("scores"):
-        values = read_json(paths.join(run.part(f"scores/{name}"), "scores.json"))
-        try:
-            chance = values.get("chance")
-            found.append(
-                Score(
-                    dataset=str(values["dataset"]),
-                    task=str(values["task"]),
-                    n=int(values["n"]),
-                    metrics={k: float(v) for k, v in values["metrics"].items() if v is not None},
-                    intervals={k: [float(v[0]), float(v[1])] for k, v in values.get("intervals", {}).items()},
-                    chance=dict(chance)
-                    if isinstance(chance, Mapping)
-                    else {}
-                    if chance is None
-                    else {"top1": chance},
-                )
-            )
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise InputError("not an evaluation's scores", where=f"scores/{name}/scores.json") from error
-    return found
+    """Reads every ``scores/<dataset>/scores.json``.
+
+    Raises:
+        InputError: One is no evaluation's scores.
+    """
+    return [score(run, name) for name in run.below("scores")]
+
+
+def score(run: Run, name: str) -> Score:
+    """Reads ``scores/<name>/scores.json``.
+
+    Raises:
+        InputError: It is no evaluation's scores.
+    """
+    values = read_json(paths.join(run.part(f"scores/{name}"), "scores.json"))
+    return score_of(values, where=f"scores/{name}/scores.json")
 
 
 def overlaps(run: Run) -> list[dict[str, Any]]:
-    """Reads ``overlaps/overlap.json``: one table per data set."""
-    values = read_json(paths.join(run.part("overlaps"), "overlap.json"))
-    listed = values.get("datasets", values) if isinstance(values, dict) else values
-    if isinstance(listed, dict):
-        listed = [{"dataset": name, **row} for name, row in listed.items() if isinstance(row, dict)]
-    if not isinstance(listed, list) or not all(map(_is_overlap, listed)):
-        raise InputError("not an overlap report", where="overlaps/overlap.json")
-    shared = {"confidence": values.get("confidence", 0.995) if isinstance(values, dict) else 0.995}
-    return [
-        {**shared, **row, "dataset": str(row.get("dataset", row.get("eval_dataset", "")))} for row in listed
-    ]
+    """Reads ``overlaps/overlap.json``: one table per data set.
 
-
-def _is_overlap(row: Any) -> bool:
-    if not isinstance(row, dict) or not all(
-        isinstance(row.get(name), int) for name in ("n_all", "n_overlap")
-    ):
-        return False
-    return all(row.get(name) is None or isinstance(row[name], int | float) for name in OVERLAP_NUMBERS)
+    Raises:
+        InputError: It is no overlap report.
+    """
+    return overlaps_of(
+        read_json(paths.join(run.part("overlaps"), "overlap.json")), where="overlaps/overlap.json"
+    )
 
 
 def thresholds(run: Run) -> dict[str, float]:

@@ -68,7 +68,10 @@ def test_chain_of_manifests(run: Path) -> None:
     assert [link.name for link in links] == ["shards", "pairs", "candidates", "pages.warc"]
     assert [link.made.rows for link in links if link.made] == [650, 700, 900]
     card = made_card(run)
-    assert "Trained on 649 of 650 image-text pairs. Left out: corrupt_image 1." in card
+    assert (
+        "The shards offered 650 image-text pairs, of which 649 could be used. Left out: corrupt_image 1. "
+        "Images seen in training, with repeats: 1,280."
+    ) in card
     assert "| shards | `wit fetch` 0.1.0 | 650 | http_4xx 40, robots_disallow 10 |" in card
     assert "| parameters | 123,456 |" in card
     assert "| batch | 16 |" in card
@@ -118,6 +121,105 @@ def test_scores_and_contamination(run: Path) -> None:
     assert card.startswith(
         "---\npipeline_tag: zero-shot-image-classification\nlibrary_name: open_clip\n---\n"
     )
+
+
+@pytest.mark.parametrize("chance", [0.1, None, {"top1": None}])
+def test_scores_of_any_shape(run: Path, chance: object) -> None:
+    score = {"task": "t", "dataset": "x", "n": 3, "metrics": {"top1": 0.5, "map_11": None}, "intervals": None}
+    (run / "scores.json").write_text(json.dumps({**score, "chance": chance}))
+    told = "10%" if chance == 0.1 else "–"
+    card = made_card(run, scores=[str(run)])
+    assert f"| x | t | 3 | top1 | 50% | – | {told} |" in card
+    assert "map_11" not in card
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"datasets": [{"eval_dataset": "x", "n_all": 3, "n_overlap": 1}]},
+        [{"dataset": "x", "n_all": 3, "n_overlap": 1}],
+        {"x": {"n_all": 3, "n_overlap": 1, "contamination": None}},
+    ],
+)
+def test_overlaps_of_any_shape(run: Path, values: object) -> None:
+    (run / "overlap.json").write_text(json.dumps(values))
+    assert "| x | 1 of 3 (0%) | – |" in made_card(run, overlaps=str(run))
+
+
+@pytest.mark.parametrize("text", ["{", "3", '{"datasets": 3}', '[{"dataset": "x"}]'])
+def test_bad_overlaps(run: Path, text: str) -> None:
+    (run / "overlap.json").write_text(text)
+    with pytest.raises(InputError, match=r"overlap"):
+        made_card(run, overlaps=str(run))
+
+
+def test_an_imported_checkpoint_was_trained_elsewhere(run: Path) -> None:
+    (run / "weights.pt").write_bytes(b"theirs")
+    finish(run / "imported", "export", "checkpoint/1", [run / "weights.pt"], rows=300)
+    card = model_card.card(str(run / "imported"), name="m", architecture=ARCHITECTURE)
+    assert "Not trained by this folder's command, `wit export`. What it was trained on is not known." in card
+    assert "The shards offered" not in card
+    finish(run / "again", "export", "checkpoint/1", [run / "checkpoint"], rows=300)
+    card = model_card.card(str(run / "again"), name="m", architecture=ARCHITECTURE)
+    assert (
+        "Trained as checkpoint. The shards offered 650 image-text pairs, of which 649 could be used." in card
+    )
+
+
+def test_a_long_chain_is_cut_in_print_alone(tmp_path: Path) -> None:
+    parts = [tmp_path / f"part{i:03}" for i in range(100)]
+    for i, part in enumerate(parts):
+        finish(part, "fetch", "shards/1", [], rows=1, dropped={"takedown": 2} if i == 99 else {})
+    finish(tmp_path / "checkpoint", "train", "checkpoint/1", parts, rows=100)
+    card = made_card(tmp_path)
+    assert "| part063 |" in card
+    assert "| part064 |" not in card
+    assert "… and 36 more" in card
+    assert "Left out because somebody objected: takedown 2." in card
+
+
+def test_objections_that_no_manifest_tells(run: Path) -> None:
+    (run / "pairs" / "manifest.json").unlink()
+    card = made_card(run)
+    assert "Left out because somebody objected: robots_disallow 10." in card
+    assert "is not known for pairs, nor for what they came from." in card
+    foreign = model_card.card(str(run / "nowhere"), name="theirs", architecture=ARCHITECTURE)
+    assert "Whether anything was left out because somebody objected is not known." in foreign
+    finish(run / "clean", "train", "checkpoint/1", [run / "pages.warc"], rows=1)
+    clean = model_card.card(str(run / "clean"), name="m", architecture=ARCHITECTURE)
+    assert "No objections were recorded in the manifests of the chain." in clean
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind", "wanted", "unwanted"),
+    [
+        (
+            "contrastive",
+            "transformer",
+            "| text tower | transformer; layers 2, width 64, heads 2, 77",
+            "image embedding",
+        ),
+        ("contrastive", "cbow", "| text tower | mean of the tokens' embeddings; width 64, 77", "heads"),
+        (
+            "bow_prediction",
+            "transformer",
+            "| text side | none: the image predicts a caption's words",
+            "joint embedding",
+        ),
+        (
+            "caption_lm",
+            "transformer",
+            "| text side | transformer that predicts the caption",
+            "joint embedding",
+        ),
+    ],
+)
+def test_geometry_by_objective(run: Path, objective: str, kind: str, wanted: str, unwanted: str) -> None:
+    text: dict[str, Any] = {"width": 64, "heads": 2, "layers": 2, "context_length": 77, "vocab_size": 2000}
+    architecture = {**ARCHITECTURE, "objective": objective, "text_cfg": {**text, "kind": kind}}
+    card = model_card.card(str(run / "checkpoint"), name="m", architecture=architecture)
+    assert wanted in card
+    assert unwanted not in card
 
 
 @pytest.mark.parametrize(

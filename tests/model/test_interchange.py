@@ -105,7 +105,7 @@ def test_export_has_a_model_card(small_checkpoint: str, tmp_path: Path) -> None:
     assert "library_name: open_clip" in card
     assert "# Model card: tiny" in card
     assert "| preset | RN-tiny |" in card
-    assert "Trained on 64 of 64 image-text pairs." in card
+    assert "The shards offered 64 image-text pairs, of which 64 could be used." in card
     assert "| shards | `wit fetch`" in card
     assert "| birds | zero-shot | 8 | top1 | 12.5% | – | – |" in card
     scores.write_text("{}")

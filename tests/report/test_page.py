@@ -100,7 +100,7 @@ def test_the_page_tells_the_run_s_figures(page: str) -> None:
 def test_the_model_has_a_card(page: str, run_folder: Path, tmp_path: Path) -> None:
     assert "Model card: <code>MODEL_CARD.md</code>" in page
     card = (run_folder / "MODEL_CARD.md").read_text("utf-8")
-    assert "Trained on 210 of 210 image-text pairs." in card
+    assert "The shards offered 210 image-text pairs, of which 210 could be used." in card
     assert "| noto | zero-shot | 80 | top1 | 25% | 16% – 36% | 3.12% |" in card
     assert "| noto | 30 of 80 (37.5%) | 25.00% | 20.00% | 40.00% | +5.00 | no | no |" in card
     # A damaged part is missing from the card, as it is on the page.
@@ -108,6 +108,22 @@ def test_the_model_has_a_card(page: str, run_folder: Path, tmp_path: Path) -> No
     (tmp_path / "run" / "scores" / "noto" / "scores.json").write_text("{")
     write_report(str(tmp_path / "run"))
     assert "No scores were given" in (tmp_path / "run" / "MODEL_CARD.md").read_text("utf-8")
+
+
+def test_one_damaged_score_leaves_the_others_in_the_card(run_folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    shutil.copytree(run / "scores" / "noto", run / "scores" / "other")
+    (run / "scores" / "other" / "scores.json").write_text("{")
+    plain = {"dataset": "plain", "task": "t", "n": 3, "metrics": {"top1": 0.5, "odd": None}, "chance": 0.1}
+    shutil.copytree(run / "scores" / "noto", run / "scores" / "plain")
+    (run / "scores" / "plain" / "scores.json").write_text(json.dumps(plain))
+    rows = [{"dataset": "plain", "n_all": 3, "n_overlap": 1}]
+    (run / "overlaps" / "overlap.json").write_text(json.dumps(rows))
+    write_report(str(run))
+    card = (run / "MODEL_CARD.md").read_text("utf-8")
+    assert "| noto | zero-shot | 80 | top1 | 25% |" in card
+    assert "| plain | t | 3 | top1 | 50% | – | 10% |" in card
+    assert "| plain | 1 of 3 (0%) |" in card
 
 
 def test_the_same_folder_gives_the_same_bytes(run_folder: Path) -> None:
