@@ -1,7 +1,8 @@
 """Inverted lists over the evaluation side: a training picture is compared with the nearest lists only.
 
 As in FAISS's IVFFlat, k-means cuts the indexed side into lists, and a picture that streams past visits the ``probes``
-lists whose centroids lie nearest. What it is compared with, it is compared with exactly, by :mod:`dedup.nearest`.
+lists whose centroids lie nearest, which is decided in double precision where single cannot. What it is compared with,
+it is compared with exactly, by :mod:`dedup.nearest`. So a picture's neighbours do not depend on its block.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dedup import nearest
 from dedup.nearest import Best, Block, Finds
 
 
@@ -68,11 +70,7 @@ def compare(best: Best, queries: np.ndarray, block: Block, lists: Lists, probes:
         lists: The lists.
         probes: Lists that each row visits.
     """
-    farness = block.values @ -lists.centroids.T
-    last = min(probes, len(lists.centroids))
-    visited = np.argpartition(farness, last - 1, axis=1)[:, :last]
-    of = visited.reshape(-1)
-    row = np.repeat(np.arange(len(visited)), visited.shape[1])
+    row, of = visited(block.values, lists.centroids, probes)
     by_list = np.argsort(of, kind="stable")  # rows stay in the order of their ids
     ends = np.searchsorted(of[by_list], np.arange(len(lists.centroids) + 1))
     finds = Finds(best)
@@ -81,3 +79,34 @@ def compare(best: Best, queries: np.ndarray, block: Block, lists: Lists, probes:
         first, last = lists.starts[number], lists.starts[number + 1]
         finds.compare(queries[first:last], block.values[rows], rows, int(first))
     finds.into(best, block.ids)
+
+
+def visited(values: np.ndarray, centroids: np.ndarray, probes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The lists that each row visits, whichever rows are beside it: the nearest ones, ties by number.
+
+    Args:
+        values: float32 [N, d], rows of length 1.
+        centroids: float32 [L, d], rows of length 1.
+        probes: Lists that each row visits.
+
+    Returns:
+        Rows and lists, int64 [P] each, rows rising.
+    """
+    last = min(probes, len(centroids))
+    nearness = values @ centroids.T
+    cut = np.partition(nearness, len(centroids) - last, axis=1)[:, [len(centroids) - last]]
+    # A product and the cut may each be off by the slack.
+    off = np.float32(2 * nearest.slack(values.shape[1]))
+    chosen, maybe = nearness > cut + off, nearness >= cut - off
+    room = last - chosen.sum(axis=1)
+    maybe &= ~chosen
+    open_rows = maybe.sum(axis=1) > room
+    chosen[~open_rows] |= maybe[~open_rows]
+    maybe[~open_rows] = False
+    row, of = np.nonzero(maybe)
+    order = np.lexsort((of, -nearest.dots(values, centroids, row, of), row))
+    row, of = row[order], of[order]
+    taken = np.arange(len(row)) - np.searchsorted(row, row) < room[row]
+    chosen[row[taken], of[taken]] = True
+    found = np.nonzero(chosen)
+    return found[0], found[1]

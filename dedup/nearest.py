@@ -120,7 +120,7 @@ class Finds:
             places: int64 [M], rising: the rows' places in the block.
             first: Number of the first of these queries.
         """
-        slack = _slack(queries.shape[1])
+        off = slack(queries.shape[1])
         for i in range(0, len(queries), TILE_ROWS):
             some = queries[i : i + TILE_ROWS]
             mine = slice(first + i, first + i + len(some))
@@ -130,7 +130,7 @@ class Finds:
                 np.matmul(some, base[j : j + columns].T, out=tile)
                 part = slice(j, j + columns)
                 _keep(
-                    tile, some, base[part], places[part], slack, self.least[mine], self.key[mine], self.place[mine]
+                    tile, some, base[part], places[part], off, self.least[mine], self.key[mine], self.place[mine]
                 )  # fmt: skip
 
     def into(self, best: Best, ids: np.ndarray) -> None:
@@ -209,22 +209,42 @@ def near(first: np.ndarray, second: np.ndarray | None, threshold: float) -> tupl
     """
     other = first if second is None else second
     least = _least_key(threshold)
-    floor = np.float32((least - 0.5) / SCALE - _slack(first.shape[1]))
+    floor = np.float32((least - 0.5) / SCALE - slack(first.shape[1]))
     likeness = first @ other.T
     if second is None:
         likeness[np.tri(len(first), dtype=bool)] = EMPTY
     rows, columns = np.nonzero(likeness >= floor)
-    key = np.empty(len(rows), np.int64)
-    _keys(first, other, rows, columns, key)
+    key = np.rint(dots(first, other, rows, columns) * SCALE).astype(np.int64)
     chosen = key >= least
     return rows[chosen], columns[chosen], (key[chosen] / SCALE).astype(np.float32)
 
 
 def lengths(values: np.ndarray) -> np.ndarray:
     """Each row's similarity to itself: float32 [N, d] -> float32 [N]."""
-    key, rows = np.empty(len(values), np.int64), np.arange(len(values))
-    _keys(values, values, rows, rows, key)
-    return (key / SCALE).astype(np.float32)
+    rows = np.arange(len(values))
+    return (np.rint(dots(values, values, rows, rows) * SCALE) / SCALE).astype(np.float32)
+
+
+def dots(first: np.ndarray, second: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Inner products of some rows of two blocks, each as of :func:`dot`.
+
+    Args:
+        first: float32 [N, d].
+        second: float32 [M, d].
+        rows: int64 [P], rows of the first.
+        columns: int64 [P], rows of the second.
+
+    Returns:
+        float64 [P].
+    """
+    found = np.empty(len(rows))
+    _dots(first, second, rows, columns, found)
+    return found
+
+
+def slack(dimension: int) -> float:
+    """What a float32 product of two rows of length 1 may be off by."""
+    return (dimension + 4) * _ROUND_OFF
 
 
 def _least_key(threshold: float) -> int:
@@ -233,11 +253,6 @@ def _least_key(threshold: float) -> int:
     while np.float32(key / SCALE) < np.float32(threshold):
         key += 1
     return key
-
-
-def _slack(dimension: int) -> float:
-    """What a float32 product of two rows of length 1 may be off by."""
-    return (dimension + 4) * _ROUND_OFF
 
 
 def row_hashes(values: np.ndarray) -> np.ndarray:
@@ -273,11 +288,11 @@ def dot(first: np.ndarray, second: np.ndarray) -> float:
 
 
 @compiled
-def _keys(
-    first: np.ndarray, second: np.ndarray, rows: np.ndarray, columns: np.ndarray, key: np.ndarray
+def _dots(
+    first: np.ndarray, second: np.ndarray, rows: np.ndarray, columns: np.ndarray, found: np.ndarray
 ) -> None:
     for i in range(len(rows)):
-        key[i] = np.int64(np.rint(dot(first[rows[i]], second[columns[i]]) * SCALE))
+        found[i] = dot(first[rows[i]], second[columns[i]])
 
 
 @compiled

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dedup import lists
 from dedup.config import SearchConfig
 from dedup.embed import embeddings_contract, vectors_to_arrow
 from dedup.nearest import DECIMALS, Best, block, compare, equal_rows, merged, nearest
@@ -370,3 +371,22 @@ def test_half_precision_is_widened(tmp_path: Path) -> None:
     assert all(likeness["half"][f"eval{i:04d}", f"train{i:04d}"] == 1 for i in range(10))
     small, large = (tmp_path / f"train-{n}" / "part-00000.parquet" for n in ("half", "whole"))
     assert small.stat().st_size < 0.65 * large.stat().st_size
+
+
+def test_the_lists_a_row_visits_do_not_depend_on_its_block() -> None:
+    draw = np.random.default_rng(3)
+    centroids = draw.normal(size=(64, 356))
+    # Pairs of lists that single precision can hardly tell apart.
+    centroids[32:] = centroids[:32] + 1e-6 * draw.normal(size=(32, 356))
+    values = draw.normal(size=(200, 356))
+    values, centroids = (
+        (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32) for v in (values, centroids)
+    )
+    exact = values.astype(np.float64) @ centroids.astype(np.float64).T
+    for probes in (1, 7, 64):
+        row, of = lists.visited(values, centroids, probes)
+        assert (row == np.repeat(np.arange(200), probes)).all()
+        for i in range(200):
+            alone = lists.visited(values[i : i + 1], centroids, probes)[1]
+            assert (alone == of[row == i]).all()
+            assert (alone == np.sort(np.argsort(-exact[i])[:probes])).all()
