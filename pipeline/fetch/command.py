@@ -54,7 +54,7 @@ def _arguments(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument(
         "--retry", action="store_const", const=True,
-        help="ask again for what failed in a finished folder in a way that may pass",
+        help="ask again for what failed in a finished folder, or one with too much damage, in a way that may pass",
     )  # fmt: skip
 
 

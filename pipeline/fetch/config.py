@@ -70,7 +70,8 @@ class FetchConfig:
             ``pair`` those whose caption is the same too. Duplicates are marked in any case.
         top_up: Replace dead links by the same queries' next candidates, from the reserve of ``wit select``.
         reuse: Folders of ``wit fetch`` or img2dataset whose images need not be fetched again.
-        retry: Ask again for what failed in a finished folder in a way that may pass.
+        retry: Ask again for what failed in a way that may pass, in a finished folder or in one that
+            ``--max-bad-fraction`` stopped at its end.
         decode_processes: Images decoded at a time, each in a process of its own, in one worker.
         decode_memory_mb: Most memory that one image may take to decode.
         decode_timeout_s: Most time that one image may take to decode.

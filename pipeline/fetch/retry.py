@@ -1,8 +1,11 @@
-"""``--retry``: a finished folder fetches again what may succeed now, and keeps what it has.
+"""``--retry``: a folder fetches again what may succeed now, and keeps what it has.
 
 The finished files move into ``.previous/``, which then is a source like any other (see :mod:`.reuse`): images are
 copied from there byte for byte, final failures stay, and only retryable URLs are asked for. ``manifest.json`` moves
 first and the new one is written last, so at every moment the folder is either finished or goes on where it was.
+
+A folder that is through but was not finished, as too much was damaged, has all of it staged: there the staged failures
+that may pass are forgotten, and what was made of the rest is made again.
 """
 
 from __future__ import annotations
@@ -11,13 +14,21 @@ import fnmatch
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from pipeline.core import manifest, paths
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core import manifest, paths, tables
 from pipeline.core.config import config_sha256
 from pipeline.core.errors import OutputError
-from pipeline.core.stage import MARKER, unfinished_marker
+from pipeline.core.stage import MARKER, clear, unfinished_marker
+from pipeline.fetch import staging
+from pipeline.fetch.policy import RETRYABLE
+from pipeline.fetch.reuse import ITSELF
 
 PREVIOUS: Final = ".previous"
+THROUGH: Final = "ledger"  # the last thing that a run does once
 _MOVED: Final = "moved"
+_FORGETTING: Final = "forgetting"
 
 
 def is_finished(out: str) -> bool:
@@ -51,11 +62,15 @@ def move(out: str, patterns: Iterable[str]) -> None:
     done = paths.join(out, PREVIOUS, _MOVED)
     if not under_way(out) or paths.exists(done):
         return
-    for file in paths.list_files(out):
-        name = file[len(out.rstrip("/")) + 1 :]
-        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
-            move_file(out, name, PREVIOUS)
+    for file in _matching(out, patterns):
+        move_file(out, file[len(out.rstrip("/")) + 1 :], PREVIOUS)
     paths.write_bytes(done, b"")
+
+
+def _matching(out: str, patterns: Iterable[str]) -> list[str]:
+    """Files of a folder by their names in it; hidden folders are left out."""
+    inside, listed = len(out.rstrip("/")) + 1, tuple(patterns)
+    return [f for f in paths.list_files(out) if any(fnmatch.fnmatch(f[inside:], p) for p in listed)]
 
 
 def move_file(out: str, name: str, folder: str) -> None:
@@ -82,6 +97,38 @@ def check(out: str, config: Any) -> None:
             where=out,
             hint="run it to its end with its own flags, or pass --overwrite to throw its images away",
         )
+
+
+def forget_failures(out: str, made: Iterable[str], *, asked: bool) -> None:
+    """Forgets what failed in a way that may pass in a folder that was through; a killed one goes on.
+
+    Args:
+        out: The folder.
+        made: Patterns of the files that are made from what is staged.
+        asked: Whether ``--retry`` was given.
+    """
+    work = paths.join(out, staging.FOLDER)
+    begun = paths.join(work, _FORGETTING)
+    if not paths.exists(begun):
+        if not asked or not paths.exists(paths.join(work, f"{THROUGH}.done")):
+            return
+        paths.write_bytes(begun, b"")
+    for file in staging.indexes(paths.join(work, staging.DECODED)):
+        decoded = tables.read_files([file])
+        failed = pc.is_in(decoded.column("reason"), value_set=pa.array(sorted(RETRYABLE), pa.string()))
+        urls = decoded.column("fetch_url").filter(failed).combine_chunks()
+        raw = paths.join(work, staging.RAW, file.rsplit("/", 1)[1])
+        rows = tables.read_files([raw])
+        rows = rows.filter(pc.invert(pc.is_in(rows.column("fetch_url"), value_set=urls)))
+        # As after a retry of a finished folder: the next requests are not charged for these.
+        source = pc.fill_null(rows.column("source"), ITSELF)
+        place = rows.schema.get_field_index("source")
+        staging.write_parquet(raw, rows.set_column(place, rows.schema.field(place), source))
+        staging.write_parquet(file, decoded.filter(pc.invert(failed)))
+    for file in _matching(out, (*made, "dropped/*")):
+        paths.remove(file)
+    clear(work, ("*.done", "joined/*", "drawn/*", "final.parquet"))
+    paths.remove(begun)
 
 
 def takedowns(out: str) -> list[Any]:

@@ -92,6 +92,7 @@ def run(config: FetchConfig, out: str, options: RunOptions) -> Manifest | None:
         owned=OWNED,
         resumable=True,
         damage=DAMAGE,
+        mend="dropped/ there names them: mend the network and add --retry, which asks again for what may pass",
     )
     if done is not None:
         retry.clean(out, [staging.FOLDER])
@@ -172,6 +173,7 @@ def _body(
 ) -> StageResult:
     clear(out, (".*.tmp", f"{ledger.FOLDER}/.*.tmp", "dropped/*"))  # what a killed run was writing
     retry.move(out, FILES)
+    retry.forget_failures(out, FILES, asked=config.retry)
     run = _Run(config, out, options, beam_options)
     paths.make_folder(run.work)
     paths.remove(staging.spill_folder(run.work))
@@ -203,7 +205,7 @@ def _body(
     decoded = indexes(paths.join(run.work, DECODED))
     if decoded:
         build = partial(ledger.build_ledger, decoded, 1 + rows // ledger.PART_ROWS, out)
-        run.once("ledger", lambda: run_pipeline(build, beam_options))
+        run.once(retry.THROUGH, lambda: run_pipeline(build, beam_options))
     extra |= ledger.totals(out)
     if config.reuse:
         extra["reused"] = reuse.described(run.sources, _taken_over(decoded))

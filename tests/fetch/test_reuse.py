@@ -17,7 +17,7 @@ from pipeline.core import manifest, tars
 from pipeline.core.beam import run_pipeline
 from pipeline.core.config import decisive
 from pipeline.core.fakes import jpeg, picture
-from pipeline.fetch import ledger, retry, reuse
+from pipeline.fetch import ledger, retry, reuse, staging
 from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.policy import RETRYABLE
 from tests.fetch.hostile import Site
@@ -224,6 +224,73 @@ def test_a_retry_killed_at_any_step_goes_on(
     assert kills == 9
     assert asked_for(site) == {"/late"}
     assert_same(tmp_path / "at-once", out)
+
+
+@pytest.mark.parametrize("finished", [False, True], ids=["first-run", "retry-of-a-finished-folder"])
+def test_too_much_damage_is_asked_for_again_by_a_retry(site: Site, tmp_path: Path, finished: bool) -> None:
+    urls = [site.url(f"/img/{i}.jpg", f"127.0.0.{1 + i % 2}") for i in range(6)] + [site.url("/late")]
+    urls += [site.add("/gone", status=410)]
+    pairs, out = pairs_of(tmp_path / "pairs", urls), tmp_path / "out"
+    more = (*FAST, "--rows-per-shard", "3")
+    site.add("/late", status=500)
+    if finished:
+        fetch(pairs, out, *more)
+    words = ["fetch", "--pairs", pairs, "--out", str(out), *FLAGS, *more, "--max-bad-fraction", "0"]
+    assert main([*words, *(["--retry"] if finished else [])]) == 1
+    site.add("/late", jpeg(picture("blue", "square", size=300)))
+    asked_for(site)
+    assert main(words) == 1
+    assert asked_for(site) == set(), "without --retry what was answered is answered"
+    assert main([*words, "--retry"]) == 0
+    assert asked_for(site) == {"/late"}
+    fetch(pairs, tmp_path / "at-once", *more)
+    assert_same(tmp_path / "at-once", out)
+
+
+def test_forgetting_failures_killed_at_any_step_goes_on(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs, out = pairs_of(tmp_path / "pairs", [site.url("/img/1.jpg"), site.url("/late")]), tmp_path / "out"
+    site.add("/late", status=500)
+    words = ["fetch", "--pairs", pairs, "--out", str(out), *FLAGS, *FAST, "--max-bad-fraction", "0"]
+    assert main(words) == 1
+    site.add("/late", jpeg(picture("blue", "square", size=300)))
+    asked_for(site)
+
+    def killed(*given: Any) -> None:
+        raise KilledError
+
+    def killed_at_the_second(*given: Any) -> None:
+        write(*given)
+        monkeypatch.setattr(staging, "write_parquet", killed)
+
+    write = staging.write_parquet
+    flags = ["--debug", "--retry"]
+    for where, name, how in (
+        (staging, "write_parquet", killed),
+        (staging, "write_parquet", killed_at_the_second),
+        (retry, "clear", killed),
+    ):
+        monkeypatch.setattr(where, name, how)
+        with pytest.raises(KilledError):
+            main([*words, *flags])
+        monkeypatch.undo()
+        flags = ["--debug"]  # what is under way goes on, with or without --retry
+    assert main(words) == 0
+    assert asked_for(site) == {"/late"}
+    fetch(pairs, tmp_path / "at-once", *FAST)
+    assert_same(tmp_path / "at-once", out)
+
+
+def test_a_retry_spends_a_hosts_quota_again_after_too_much_damage(site: Site, tmp_path: Path) -> None:
+    urls = [site.url(f"/img/{i}.jpg") for i in range(3)] + [site.add("/late", status=500)]
+    pairs, out = pairs_of(tmp_path / "pairs", urls), tmp_path / "out"
+    words = ["fetch", "--pairs", pairs, "--out", str(out), *FLAGS, *FAST, "--max-per-host", "4"]
+    words += ["--max-bad-fraction", "0"]
+    assert main(words) == 1
+    site.add("/late", jpeg(picture("blue", "square", size=300)))
+    assert main([*words, "--retry"]) == 0
+    assert manifest.read(str(out)).rows == 4
 
 
 def test_a_retry_under_way_is_not_thrown_away_for_other_flags(
