@@ -7,7 +7,7 @@ import sys
 from typing import TypeVar
 
 from dedup import embed, images, report, search
-from dedup.backends import files_of, stands_in
+from dedup.backends import files_of, open_backend, stand_in
 from dedup.config import AuditConfig, EmbedConfig, ReportConfig, SearchConfig
 from pipeline.core import beam as stages
 from pipeline.core import paths
@@ -26,7 +26,8 @@ def run(config: AuditConfig, out: str, options: RunOptions) -> Manifest | None:
         raise UsageError("an audit needs both sides", expected="--train PATH… --eval PATH…")
     detector = embed.require_detector(config.detector)
     _check_names(config)
-    config = dataclasses.replace(config, hash=stands_in(detector))
+    backend = open_backend(detector, input_file=config.detector_input, device=config.device)
+    config = dataclasses.replace(config, hash=stand_in(detector, backend))
     own = files_of(detector, config.detector_input)
     inputs = [*config.train, *config.eval, *own, *config.predictions]
     if config.thresholds:

@@ -135,9 +135,16 @@ HASHES = {
 }
 
 
-def stands_in(name: str) -> str | None:
-    """A detector's name where it is no path: a hash, or ``module:function``."""
-    return name if name in HASHES or external.is_function(name) else None
+def stand_in(name: str, backend: Backend) -> str | None:
+    """What stands in a configuration for a detector that is no path; ``None`` for one that is.
+
+    Args:
+        name: A hash's name, or ``module:function``, which may give other weights another time.
+        backend: What it opened as.
+    """
+    if name in HASHES:
+        return name
+    return f"{name} {backend.sha256[:16]}" if external.is_function(name) else None
 
 
 def files_of(name: str, input_file: str | None) -> list[str]:

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from dedup import confounders, images
 from dedup import detector as detectors
-from dedup.backends import Backend, files_of, open_backend, stands_in
+from dedup.backends import Backend, files_of, open_backend, stand_in
 from dedup.collection import UNREADABLE
 from dedup.config import EmbedConfig
 from dedup.detector import decode, size
@@ -35,7 +35,7 @@ from pipeline.core.contracts import DROPPED, EMBEDDINGS, Contract
 from pipeline.core.errors import InputError, UsageError
 from pipeline.core.manifest import Manifest
 from pipeline.core.progress import Progress, duration, tick
-from pipeline.core.stage import RunOptions, StageResult, run_stage
+from pipeline.core.stage import RunOptions, StageResult, clear, run_stage
 from pipeline.core.worklog import working
 
 STAGE = "dedup embed"
@@ -46,6 +46,8 @@ SHIPPED = resources.files("dedup").joinpath("default")
 ROWS_PER_PART = 100_000
 _TOTAL = "rows-in.tmp"
 CHUNKS = ".chunks"
+# Marks a kept chunk that was made anew.
+_AGAIN = ".again"
 Lost = tuple[str, str, str | None]
 
 
@@ -79,16 +81,18 @@ def run(config: EmbedConfig, out: str, options: RunOptions) -> Manifest | None:
     name = require_detector(config.detector)
     chunks = images.plan(config.images, dataset=config.dataset)
     backend = open_backend(name, input_file=config.detector_input, device=config.device)
-    stand_in = stands_in(name)
-    if stand_in is not None and stand_in != name.partition(":")[0]:
-        stand_in += f" {backend.sha256[:16]}"  # the function may give other weights another time
-    config = dataclasses.replace(config, hash=stand_in)
+    config = dataclasses.replace(config, hash=stand_in(name, backend))
     said: list[str] = []
 
     def body(written: str) -> StageResult:
-        kept = sum(c.rows for c in chunks if paths.exists(_kept_file(written, c)))
+        # What an attempt that failed at its end wrote; its chunks stay.
+        clear(written, ("part-*.parquet", f"{CHUNKS}/*{_AGAIN}"))
+        paths.remove(paths.join(written, "dropped"))
+        files = {_kept_file(written, c): c.rows for c in chunks}
+        before = [file for file in files if paths.exists(file)]
         started = time.monotonic()
         result = embed_chunks(config, chunks, backend, written, options)
+        kept = sum(files[file] for file in before if not paths.exists(file + _AGAIN))
         said.append(rate_line(result.rows_in - kept, kept, time.monotonic() - started))
         return result
 
@@ -131,7 +135,10 @@ def embed_chunks(
         made = (
             pipeline
             | "Chunks" >> beam.Create(list(chunks), reshuffle=True)
-            | "Embed" >> beam.ParDo(EmbedChunks(config, out)).with_outputs("dropped", "rows", main="embedded")
+            | "Embed"
+            >> beam.ParDo(EmbedChunks(config, out, backend.sha256)).with_outputs(
+                "dropped", "rows", main="embedded"
+            )
         )
         made.embedded | "Write" >> stages.WriteTables(
             out, contract, key="id", order=("dataset", "id"), partitions=1 + total // ROWS_PER_PART
@@ -169,18 +176,31 @@ class EmbedChunks(beam.DoFn):
     Args:
         config: The command's configuration.
         out: The command's folder, in which finished chunks are kept.
+        sha256: The detector's identity.
     """
 
-    def __init__(self, config: EmbedConfig, out: str) -> None:
-        self.config, self.out = config, out
+    def __init__(self, config: EmbedConfig, out: str, sha256: str) -> None:
+        self.config, self.out, self.sha256 = config, out, sha256
 
     def setup(self) -> None:
-        """Loads the detector."""
+        """Loads the detector.
+
+        Raises:
+            InputError: It is another one than the command was started with.
+        """
         import torch
 
         torch.set_num_threads(self.config.threads)
         name = require_detector(self.config.detector)
         self.backend = open_backend(name, input_file=self.config.detector_input, device=self.config.device)
+        if self.backend.sha256 != self.sha256:
+            raise InputError(
+                "the detector is another one each time it is opened, or on each worker",
+                where=name,
+                expected=f"sha256 {self.sha256[:16]}",
+                found=self.backend.sha256[:16],
+                hint="it must load fixed weights, the same ones everywhere, and not change while it is used",
+            )
 
     def process(self, chunk: images.Chunk) -> Iterator[Any]:
         """Yields tables of embeddings and of dropped rows, and the number of pictures that came in."""
@@ -198,8 +218,18 @@ class EmbedChunks(beam.DoFn):
         if not paths.exists(file):
             return None
         table, lost = tables.read_files([file]), tables.read_files([_kept_dropped(file)])
+        if lost.num_rows and self._is_mended(chunk, set(lost.column("id").to_pylist())):
+            # As a whole: an embedding's last bits may depend on its batch.
+            paths.write_bytes(file + _AGAIN, b"")
+            paths.remove(file)
+            return None
         tick(table.num_rows + lost.num_rows)
         return table, lost
+
+    def _is_mended(self, chunk: images.Chunk, lost: set[str]) -> bool:
+        """Whether a picture that an earlier run dropped is there now."""
+        pictures = (p for p in images.read(chunk) if p.id.encode(errors="replace").decode() in lost)
+        return any(prepare(picture, self.backend).lost is None for picture in pictures)
 
     def _embed(self, chunk: images.Chunk) -> tuple[pa.Table, pa.Table]:
         """A chunk's embeddings and its dropped rows, which are kept."""

@@ -127,6 +127,8 @@ def train(
         total = sum(chunk.rows for chunk in chunks)
         with Progress(f"{STAGE}: reading", total=total, unit="pictures", quiet=quiet):
             pictures.fill(chunks, max_images=config.max_images, seed=config.seed)
+        if processes.rank == 0:
+            paths.remove(paths.join(out, "dropped"))  # of an attempt before its input was mended
         if processes.rank == 0 and pictures.lost:
             dropped = tables.dropped_table(STAGE, [(UNREADABLE, x.id, x.detail) for x in pictures.lost])
             tables.write_table(paths.join(out, "dropped", tables.part_name(0)), dropped, DROPPED)

@@ -239,6 +239,25 @@ def test_too_much_damage_throws_no_embedding_away(
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
 
 
+def test_a_restored_picture_is_embedded_after_all(
+    shards: str, detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out, whole = tmp_path / "shards", tmp_path / "out", tmp_path / "whole"
+    shutil.copytree(shards, root)
+    words = ["dedup", "embed", "--images", str(root), "--detector", detector]
+    assert main([*words, "--out", str(whole)]) == 0
+    tar = sorted(root.glob("*.tar"))[0]
+    held = tar.read_bytes()
+    tar.write_bytes(held[: len(held) // 2])
+    assert main([*words, "--out", str(out), "--max-bad-fraction", "0.01"]) == 1
+    tar.write_bytes(held)
+    capsys.readouterr()
+    assert main([*words, "--out", str(out), "--max-bad-fraction", "0.01"]) == 0
+    assert "25 pictures in" in capsys.readouterr().err
+    assert (out / "part-00000.parquet").read_bytes() == (whole / "part-00000.parquet").read_bytes()
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
 def test_decode_threads_change_no_byte(folder: str, detector: str, tmp_path: Path) -> None:
     for threads in (1, 3):
         config = EmbedConfig(images=(folder,), detector=detector, batch_size=5, decode_threads=threads)

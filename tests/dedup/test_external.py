@@ -32,6 +32,10 @@ def small(seed=0):
 def pair():
     return nn.Sequential(small(), nn.Unflatten(1, (3, 4)))
 
+def unlike():
+    torch.seed()
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 12, bias=False))
+
 whole = small()
 text = str
 """
@@ -159,6 +163,30 @@ def test_another_module_is_another_configuration(
     sys.modules.pop("some_detector")
     (tmp_path / "some_detector.py").write_text(MODULE.replace("seed=0", "seed=12345"))
     assert main([*command, *networks["function"]]) == 1
+    assert "hash was 'some_detector:small" in capsys.readouterr().err
+
+
+def test_a_function_that_gives_another_network_each_time_is_refused(
+    networks: dict[str, list[str]], folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["dedup", "embed", "--images", folder, "--out", str(tmp_path / "out"), "--quiet"]
+    given = ["--detector-input", str(tmp_path / "described.json")]
+    assert main([*words, "--detector", "some_detector:unlike", *given]) == 1
+    line = capsys.readouterr().err.strip()
+    assert "another one each time it is opened" in line
+    assert "\n" not in line
+
+
+def test_an_audit_with_another_module_is_made_again(
+    networks: dict[str, list[str]], folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thresholds.json").write_text('{"shapes": 0.999}')
+    words = ["dedup", "audit", "--train", folder, "--eval", folder, "--out", str(tmp_path / "out"), "--quiet"]
+    words += ["--thresholds", str(tmp_path / "thresholds.json"), *networks["function"]]
+    assert main(words) == 0
+    sys.modules.pop("some_detector")
+    (tmp_path / "some_detector.py").write_text(MODULE.replace("seed=0", "seed=12345"))
+    assert main(words) == 1
     assert "hash was 'some_detector:small" in capsys.readouterr().err
 
 
