@@ -199,6 +199,7 @@ COMMANDS: tuple[Command, ...] = (
         arguments=_suite,
         stage="model.suite:run",
         table="evaluate.suite",
+        damage="images that cannot be read",
     ),
     Command(
         name="export",

@@ -143,6 +143,16 @@ class TrainConfig:
         _refuse(halved, "text_weights bf16: choose precision bf16 or fp16 with it")
         mixed = self.text_weights == "bf16" and self.parallel == "fsdp"
         _refuse(mixed, "text_weights bf16: choose parallel ddp with it; FSDP takes weights of one type only")
+        self._refuse_without_effect()
+
+    def _refuse_without_effect(self) -> None:
+        """A setting of a text tower that the model does not have must not look as if it did something."""
+        given = {n for n in ("text_layers", "text_width", "text_heads") if getattr(self, n) is not None}
+        if self.objective == "bow_prediction":
+            given |= {"text_encoder"} if self.text_encoder != "transformer" else set()
+            _refuse(bool(given), f"{', '.join(sorted(given))}: leave out, bow_prediction has no text tower")
+        if self.objective == "bow_contrastive" or self.text_encoder == "cbow":
+            _refuse("text_layers" in given, "text_layers: leave out, cbow texts pass through no layers")
 
     def architecture(self) -> ModelConfig:
         """The preset's model with this configuration's own geometry.

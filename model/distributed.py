@@ -32,9 +32,14 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
+def started() -> int:
+    """How many processes torchrun started; they need not have joined yet."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def start(device: torch.device) -> None:
     """Joins the other processes, if torchrun started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if started() > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 

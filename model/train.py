@@ -28,6 +28,11 @@ def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
         raise ConfigError(str(error), where="[train]") from error
     if not config.shards:
         raise UsageError("no shards to train on", hint="pass --shards DIR")
+    if config.parallel == "fsdp" and distributed.started() < 2:
+        raise UsageError(
+            "fsdp cuts the model among processes, and there is one", where="train.parallel",
+            hint="start several with torchrun, or leave --parallel out",
+        )  # fmt: skip
     events.check(config.tensorboard)
     if not options.dry_run:
         shard_files(config.shards)  # refuses before anything is written

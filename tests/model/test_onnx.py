@@ -93,6 +93,10 @@ def test_a_difference_stops_the_export(exported: tuple[CLIP, Path]) -> None:
         other.text_projection[0, 0] += 0.05
     data = (out / name).read_bytes()
     assert onnx_towers._compare(name, data, onnx_towers.TextTower(model), tokens) <= 1e-6
+    short = onnx_towers.shorter(tokens)
+    assert short.shape == (2, tokens.shape[1] // 2 + 1)
+    assert (short == VIT.text_cfg.vocab_size - 1).sum(dim=1).tolist() == [1, 1]  # both ends are still there
+    assert onnx_towers._compare(name, data, onnx_towers.TextTower(model), short) <= 1e-6
     with pytest.raises(StageFailedError, match=r"text_model.onnx: .*does not compute what torch does"):
         onnx_towers._compare(name, data, onnx_towers.TextTower(other), tokens)
 
@@ -103,3 +107,26 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UsageError, match=r"no no_such_package; pip install 'webimagetext\[onnx\]'"):
         run(ExportConfig(model=source, form="onnx"), str(tmp_path / "out"), QUIET)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_tower_of_one_length_is_refused(
+    monkeypatch: pytest.MonkeyPatch, exported: tuple[CLIP, Path]
+) -> None:
+    model, out = exported
+    # What agrees with torch at the full length alone: the exported files, against a tower that sees the length.
+    real = onnx_towers.TextTower.forward
+
+    def forward(self: onnx_towers.TextTower, tokens: torch.Tensor) -> torch.Tensor:
+        return real(self, tokens) + (tokens.shape[1] < model.config.text_cfg.context_length)
+
+    files = {name: (out / name).read_bytes() for name in (onnx_towers.IMAGE_TOWER, onnx_towers.TEXT_TOWER)}
+    monkeypatch.setattr(onnx_towers.TextTower, "forward", forward)
+    monkeypatch.setattr(
+        onnx_towers,
+        "_convert",
+        lambda tower, *_: files[
+            f"{'text' if tower.__class__ is onnx_towers.TextTower else 'vision'}_model.onnx"
+        ],
+    )
+    with pytest.raises(StageFailedError, match=r"text_model.onnx: .*does not compute what torch does"):
+        onnx_towers.export(model)

@@ -95,6 +95,13 @@ def test_scores_of_a_group(small_checkpoint: str, data: Path, tmp_path: Path) ->
     ]
 
 
+def test_too_much_damage_ends_it(small_checkpoint: str, data: Path, tmp_path: Path) -> None:
+    words = ["--threads", "1", "--device", "cpu", "--quiet", "--max-bad-fraction", "0.01"]
+    given = ["--model", small_checkpoint, "--data", str(data), "--out", str(tmp_path / "s")]
+    assert main(["evaluate", "suite", *given, *words]) == 1
+    assert not (tmp_path / "s" / "manifest.json").exists()
+
+
 def other(tmp_path: Path, name: str, base: float, shifted: float) -> str:
     row = {"base": {"top1": base}, "metrics": {"top1": shifted}}
     path = tmp_path / f"{name}.json"

@@ -226,6 +226,26 @@ def test_command(shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--set", "train.widht=3"], 2, "unknown key 'widht'"),
         (["--text-weights", "bf16"], 2, "text_weights bf16: choose precision bf16 or fp16"),
         (["--text-weights", "bf16", "--precision", "bf16", "--parallel", "fsdp"], 2, "choose parallel ddp"),
+        (
+            ["--parallel", "fsdp"],
+            2,
+            "fsdp cuts the model among processes, and there is one; start several with torchrun",
+        ),
+        (
+            ["--objective", "bow_prediction", "--set", "train.text_width=64"],
+            2,
+            "text_width: leave out, bow_prediction",
+        ),
+        (
+            ["--objective", "bow_prediction", "--set", 'train.text_encoder="cbow"'],
+            2,
+            "bow_prediction has no text tower",
+        ),
+        (
+            ["--objective", "bow_contrastive", "--set", "train.text_layers=2"],
+            2,
+            "text_layers: leave out, cbow",
+        ),
         (["--resume"], 1, "no checkpoint to go on from"),
         (["--", "--runner=X"], 2, "takes no Beam options"),
     ],
