@@ -226,8 +226,8 @@ def main() -> None:
     shipped: dict[str, float | None] = {}
     for folder in options.detector:
         loaded = detectors.load(folder)
-        methods[Path(folder).name] = ours(loaded)
-        shipped[Path(folder).name] = loaded.threshold
+        methods[folder] = ours(loaded)
+        shipped[folder] = loaded.threshold
     results = [run(name, embed, gallery, queries, shipped.get(name)) for name, embed in methods.items()]
     table(results, queries)
     present = sum(q.target >= 0 for q in queries)

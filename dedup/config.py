@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,8 +74,7 @@ class TrainConfig:
         preset: ``resnet50`` is the paper's detector; ``small`` trains on a laptop in minutes; ``general`` is the
             shape of the detector that ships.
         start: Folder of a detector with a head to go on from. Only ``whole_pairs`` are trained then, at
-            ``learning_rate``, among pictures that it takes for alike; its map stays, and its shape replaces the
-            preset's.
+            ``learning_rate``, among pictures that it takes for alike; its map stays. ``preset`` must be its own.
         pairs: Pairs (a picture and its altered copy) to train on; the paper took about 30 million pictures.
         joined_pictures: Pictures on which the linear map over all features is solved; it changes little beyond.
         head_pairs: Pairs of ready-made features that the head is trained on; default: 20 for each of ``pairs``.
@@ -102,7 +102,7 @@ class TrainConfig:
         seed: Seed of initial weights, order and augmentations.
         threads: Threads of the arithmetic; another count may change last bits.
         autocast: Lower precision of the network's products in training: ``bf16`` or ``fp16``. The loss, the weights,
-            the closed-form map and the calibration stay at single precision.
+            the closed-form map, the head over it and the calibration stay at single precision.
         chunk_size: Pairs of a batch whose activations are in memory at once; the gradients are those of the whole
             batch, but for rounding, at the cost of a second pass forward. Under torchrun, of each process's part.
             Default: the whole batch.
@@ -163,6 +163,15 @@ class TrainConfig:
             raise ValueError(f"warmup_share {self.warmup_share} and held_share {self.held_share} are above 1")
         if self.start is not None and not self.whole_pairs:
             raise ValueError("start goes on with whole_pairs; set them, as whole_pairs = 40000")
+        given = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        for name in ("joined_pictures", "head_pairs", "whole_pairs", "held_share"):
+            if self.preset == "resnet50" and name in given:
+                raise ValueError(f"{name} is of presets with a head, which resnet50 has not; leave it out")
+        for name in ("pairs", "joined_pictures", "head_pairs"):
+            if self.start is not None and name in given:
+                raise ValueError(
+                    f"{name} has no effect with start, which trains whole_pairs only; leave it out"
+                )
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, is {self.learning_rate}")
         if self.weight_decay < 0:

@@ -234,13 +234,14 @@ class JoinedHead(nn.Module):
             self.outer.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, joined] -> [N, embedding], rows of length 1."""
-        return F.normalize(self.straight(x) + self.outer(F.gelu(self.inner(x))), dim=1)
+        """[N, joined] -> float32 [N, embedding], rows of length 1."""
+        with _single_precision(x):
+            return F.normalize(self.straight(x) + self.outer(F.gelu(self.inner(x))), dim=1)
 
 
-def _single_precision(pixels: Tensor) -> torch.autocast:
-    """No lower precision but in the network's convolutions: what is added to them is cheap and fine."""
-    return torch.autocast(pixels.device.type, enabled=False)
+def _single_precision(given: Tensor) -> torch.autocast:
+    """No lower precision but in the network itself, :meth:`Detector.learned`: what is added to it is cheap and fine."""
+    return torch.autocast(given.device.type, enabled=False)
 
 
 def _scaled(pixels: Tensor) -> Tensor:

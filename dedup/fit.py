@@ -128,7 +128,7 @@ def fit(
             expected=f"at least {processes.count}",
             found=batch_size,
         )
-    detector = (_started(config.start) if config.start else Detector(PRESETS[config.preset])).to(
+    detector = (started(config, config.start) if config.start else Detector(PRESETS[config.preset])).to(
         processes.device
     )
     # Before a snapshot's weights come in: a run that goes on must draw as it drew.
@@ -170,7 +170,13 @@ def fit(
     return detector, trainer.lines
 
 
-def _started(folder: str) -> Detector:
+def started(config: TrainConfig, folder: str) -> Detector:
+    """The detector to go on from.
+
+    Raises:
+        InputError: There is none, or it has no head; UsageError: it is of another preset than the configured one, whose
+            batch size and learning rate would be taken.
+    """
     detector = load(folder).detector
     if not detector.architecture.joined:
         raise InputError(
@@ -179,6 +185,15 @@ def _started(folder: str) -> Detector:
             expected="one with a head over learned and unlearned features",
             found="a network alone",
             hint="one without is trained anew, on more pairs",
+        )
+    preset = next((name for name, shape in PRESETS.items() if shape == detector.architecture), config.preset)
+    if preset != config.preset:
+        raise UsageError(
+            "the detector to go on from is of another preset",
+            where=folder,
+            expected=config.preset,
+            found=preset,
+            hint=f"pass --preset {preset}",
         )
     return detector
 

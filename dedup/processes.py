@@ -101,6 +101,7 @@ def device_of(name: str) -> torch.device:
         )
     own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(own)
+    torch.backends.cudnn.allow_tf32 = False  # else convolutions keep 10 bits of single precision's 23
     return own
 
 

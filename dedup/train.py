@@ -21,7 +21,7 @@ from dedup.collection import UNREADABLE, Collection
 from dedup.config import TrainConfig
 from dedup.contrast import TEMPERATURE
 from dedup.detector import CONFIG, CONTRACT, WEIGHTS, Detector, looks, save
-from dedup.fit import copy_seeds, embed_pictures, fit
+from dedup.fit import copy_seeds, embed_pictures, fit, started
 from dedup.processes import Processes, working_together
 from pipeline.core import paths, snapshots, tables
 from pipeline.core.contracts import DROPPED
@@ -48,6 +48,8 @@ def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
         WitError: Bad pictures or settings, a loss that is not a number, or an output that cannot be written.
     """
     chunks = images.plan(config.images)
+    if config.start:
+        started(config, config.start)  # a wrong one is known before the pictures are read
     if options.dry_run:
         return _run_first(config, chunks, Processes(), out, options)
     with working_together(config.device) as processes:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dedup.detector import PRESETS, Architecture, Detector, decode, embed, load, prepare, save
+from dedup.detector import PRESETS, Architecture, Detector, JoinedHead, decode, embed, load, prepare, save
 from dedup.layers import BlurPool2d, Bottleneck, WeightNormConv2d
 from pipeline.core.errors import ContractError, InputError
 from pipeline.core.fakes import picture
@@ -169,3 +169,12 @@ def test_impossible_architectures_are_refused(wrong: dict[str, object]) -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"must"):
         Architecture(**values)  # type: ignore[arg-type]
+
+
+def test_the_head_stays_at_single_precision() -> None:
+    torch.manual_seed(0)
+    head, given = JoinedHead(24, 16, 8), torch.randn(5, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head(given)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, head(given))

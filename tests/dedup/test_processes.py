@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from dedup.config import TrainConfig
-from dedup.processes import Processes, blocks, working_together
+from dedup.processes import Processes, blocks, device_of, working_together
 from dedup.train import run
 from pipeline.core.errors import UsageError
 from pipeline.core.stage import RunOptions
@@ -110,3 +110,11 @@ def test_two_processes_train_as_one(shards: str, tmp_path: Path) -> None:
                 other["loss"], abs=1e-4 if mine["part"] == "network" else 0.05
             )
     assert "already done" in torchrun(*common, "--out", str(tmp_path / "two"))
+
+
+def test_a_gpu_computes_at_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert device_of("auto").type == "cuda"
+    assert not torch.backends.cudnn.allow_tf32

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from dedup.fit import BATCH_SIZES, LEARNING_RATES
 from dedup.train import proxy_accuracy, run
 from pipeline.cli import main
 from pipeline.core import manifest
-from pipeline.core.errors import InputError, StageFailedError
+from pipeline.core.errors import InputError, StageFailedError, UsageError
 from pipeline.core.stage import RunOptions
 
 QUIET = RunOptions(quiet=True)
@@ -83,6 +84,27 @@ def test_only_a_detector_with_a_head_is_gone_on_from(shards: str, tmp_path: Path
     config = TrainConfig(images=(shards,), start=str(tmp_path / "alone"), whole_pairs=64, batch_size=16)
     with pytest.raises(InputError, match="no detector to go on from"):
         run(config, str(tmp_path / "out"), QUIET)
+
+
+def test_a_detector_of_another_preset_is_not_gone_on_from(shards: str, detector: str, tmp_path: Path) -> None:
+    config = TrainConfig(images=(shards,), start=detector, whole_pairs=64, preset="general")
+    with pytest.raises(UsageError, match="another preset"):
+        run(config, str(tmp_path / "out"), QUIET)
+
+
+def test_settings_without_effect_are_refused() -> None:
+    settings: list[dict[str, Any]] = [
+        *({name: 100} for name in ("joined_pictures", "head_pairs", "whole_pairs")),
+        {"held_share": 0.5},
+    ]
+    for setting in settings:
+        with pytest.raises(ValueError, match="resnet50 has not"):
+            TrainConfig(preset="resnet50", **setting)
+        TrainConfig(preset="general", **setting)
+    for name in ("pairs", "joined_pictures", "head_pairs"):
+        setting = {"start": "x", "whole_pairs": 64, name: 100}
+        with pytest.raises(ValueError, match=f"{name} has no effect with start"):
+            TrainConfig(**setting)
 
 
 def test_a_held_rate_falls_in_a_straight_line() -> None:
