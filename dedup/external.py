@@ -28,6 +28,9 @@ from pipeline.core.errors import InputError, UsageError
 
 ONNX, TORCHSCRIPT = (".onnx",), (".pt", ".pth", ".ts", ".torchscript")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+# A tensor's external_data (field 13) with the key `location`, as ONNX's protobuf writes it.
+_KEY = b"\n\x08location\x12"
+_EXTERNAL = re.compile(rb"\x6a.{1,2}" + re.escape(_KEY), re.DOTALL)
 # float32 [N, 3, S, S] to float32 [N, d], not yet of length 1.
 Network = Callable[[np.ndarray], np.ndarray]
 
@@ -165,7 +168,7 @@ def open_external(name: str, given: str | None, device: torch.device) -> Externa
 
     Raises:
         UsageError: The name leads nowhere, its description is missing, or onnxruntime is.
-        InputError: The file is damaged, or what comes out is no vector.
+        InputError: The file is damaged or not the whole network, or what comes out is no vector.
     """
     expects = read_input(input_file(name, given))
     if is_function(name):
@@ -267,6 +270,13 @@ def _onnx_network(path: str, device: torch.device) -> tuple[Network, bytes]:
             hint="pip install 'webimagetext[onnx]'",
         ) from error
     data = paths.read_bytes(path)
+    if _KEY in data and _EXTERNAL.search(data):
+        raise InputError(
+            "the ONNX file keeps weights in another file",
+            where=path,
+            expected="one file, whose hash is the detector's identity",
+            hint="save it as one file: onnx.save(onnx.load(FILE), OUT)",
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3

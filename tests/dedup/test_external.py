@@ -200,6 +200,26 @@ def test_cropping_keeps_the_middle() -> None:
     assert squashed[0, 0, 0] > 200 > squashed[2, 0, 0]
 
 
+def test_an_onnx_file_with_weights_elsewhere_is_refused(
+    networks: dict[str, list[str]],
+    folder: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import onnx
+
+    model = onnx.load(tmp_path / "made.onnx")
+    onnx.save(model, tmp_path / "script.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    monkeypatch.chdir(tmp_path)  # where onnxruntime would find the weights, whose bytes are in no hash
+    command = ["dedup", "embed", "--images", folder, "--out", str(tmp_path / "o"), "--quiet"]
+    assert main([*command, "--detector", "script.onnx"]) == 1
+    line = capsys.readouterr().err.strip()
+    assert "keeps weights in another file" in line
+    assert "save it as one file" in line
+    assert "\n" not in line
+
+
 def test_wrong_networks_are_one_line(
     networks: dict[str, list[str]], folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
