@@ -123,6 +123,22 @@ def test_a_killed_run_starts_again(shards: str, detector: str, tmp_path: Path) -
     assert not (out / "unfinished.json").exists()
 
 
+def test_a_mended_picture_leaves_no_dropped_row(folder: str, tmp_path: Path) -> None:
+    root, out = tmp_path / "mixed", tmp_path / "out"
+    shutil.copytree(folder, root)
+    last = sorted(root.rglob("*.png"))[-1]
+    held = last.read_bytes()
+    last.write_bytes(bytes(len(held)))
+    config = TrainConfig(images=(str(root),), pairs=8, batch_size=4, held_out=0.3)
+    with pytest.raises(StageFailedError, match="too much of the input is damaged"):
+        run(config, str(out), RunOptions(quiet=True, max_bad_fraction=0.01))
+    last.write_bytes(held)
+    done = run(config, str(out), RunOptions(quiet=True, max_bad_fraction=0.01))
+    assert done is not None
+    assert (done.rows, done.dropped) == (24, {})
+    assert not (out / "dropped").exists()
+
+
 def test_unreadable_pictures_are_dropped_rows(folder: str, tmp_path: Path) -> None:
     root = tmp_path / "mixed"
     shutil.copytree(folder, root)
