@@ -115,10 +115,16 @@ def fit(
         quiet: Show no progress.
 
     Raises:
-        InputError: All snapshots are damaged.
-        StageFailedError: The loss is not a number, or the process was asked to end.
+        InputError: All snapshots are damaged, or the processes have read different pictures.
+        StageFailedError: They found different snapshots, the loss is not a number, or the process was asked to end.
         UsageError: A batch has fewer pairs than there are processes.
     """
+    if not processes.agree(b"".join(pictures.keys[i] for i in known.tolist())):
+        raise InputError(
+            "the processes have read different pictures",
+            where=", ".join(config.images),
+            hint="every machine must see the same files",
+        )
     torch.manual_seed(config.seed)
     batch_size = min(config.batch_size or BATCH_SIZES[config.preset], len(known))
     if batch_size < processes.count:

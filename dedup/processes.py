@@ -7,10 +7,12 @@ another are sums of tensors in which every process has filled in its own part.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -60,6 +62,16 @@ class Processes:
             return list(flags)
         told = self.sum(torch.tensor([float(flag) for flag in flags], device=self.device))
         return [bool(flag) for flag in (told > 0).tolist()]
+
+    def agree(self, told: bytes) -> bool:
+        """Whether every process tells the same."""
+        if self.count == 1:
+            return True
+        words = np.frombuffer(hashlib.sha256(told).digest(), np.int32).astype(np.int64)
+        each = torch.zeros(self.count, len(words), dtype=torch.int64, device=self.device)
+        each[self.rank] = torch.from_numpy(words)
+        self.sum(each)
+        return bool((each == each[0]).all())
 
 
 ALONE = Processes()

@@ -98,6 +98,7 @@ class Trainer:
 
     Raises:
         InputError: All snapshots are damaged.
+        StageFailedError: The processes found different ones.
     """
 
     def __init__(
@@ -115,6 +116,13 @@ class Trainer:
         self._snapshots, self._seconds = snapshots, 60 * snapshot_minutes
         self._saved_at = time.monotonic()
         self._state = snapshots.load(_decode) if snapshots else None
+        found = {name: (self._state or {}).get(name) for name in ("part", "done", "place")}
+        if not how.processes.agree(json.dumps(found).encode()):
+            raise StageFailedError(
+                "the processes would go on from different snapshots",
+                found=f"process {how.processes.rank}: {found['part'] or 'none'}",
+                hint="--out must be a folder that all machines share",
+            )
         if self._state is not None:
             detector.load_state_dict(self._state["detector"])
             self.lines = json.loads(self._state["lines"])

@@ -43,6 +43,8 @@ with working_together("cpu") as mine:
     assert rows == (slice(0, 2), slice(2, 5))[mine.rank]
     assert mine.any(mine.rank == 1, False) == [True, False]
     assert mine.sum(torch.tensor([1.0, mine.rank])).tolist() == [2.0, 1.0]
+    assert mine.agree(b"the same")
+    assert not mine.agree(b"mine %d" % mine.rank)
     for chunk in (None, 1):
         found, whole, right = gradients(Arithmetic(processes=mine, chunk_size=chunk), rows)
         torch.testing.assert_close((whole, right), (loss, accuracy), atol=1e-6, rtol=0)
@@ -50,6 +52,33 @@ with working_together("cpu") as mine:
             torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
     _, apart, _ = gradients(Arithmetic(), rows, groups[rows])
     assert abs(apart - loss) > 0.01, "a part alone is not the whole"
+"""
+
+APART = """
+from types import SimpleNamespace
+import numpy as np
+from dedup.config import TrainConfig
+from dedup.contrast import Arithmetic
+from dedup.detector import PRESETS, Detector
+from dedup.fit import fit
+from dedup.processes import working_together
+from dedup.trainer import Trainer
+from pipeline.core.errors import InputError, StageFailedError
+
+with working_together("cpu") as mine:
+    found = {"part": "network", "done": False, "place": "{}"} if mine.rank else None
+    kept = SimpleNamespace(load=lambda decode: found)
+    try:
+        Trainer(Detector(PRESETS["small"]), ("network",), how=Arithmetic(processes=mine), snapshots=kept)
+        raise SystemExit("went on from different snapshots")
+    except StageFailedError as error:
+        assert "different snapshots" in str(error)
+    pictures = SimpleNamespace(keys=[b"first", bytes([mine.rank])])
+    try:
+        fit(TrainConfig(images=("x",)), pictures, np.arange(2), processes=mine, snapshots=None, quiet=True)
+        raise SystemExit("trained on different pictures")
+    except InputError as error:
+        assert "different pictures" in str(error)
 """
 
 
@@ -81,6 +110,12 @@ def test_a_gpu_that_is_not_there() -> None:
 def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
     script = tmp_path / "gradients.py"
     script.write_text(GRADIENTS)
+    torchrun(str(script))
+
+
+def test_processes_that_would_train_on_unlike_things_stop(tmp_path: Path) -> None:
+    script = tmp_path / "apart.py"
+    script.write_text(APART)
     torchrun(str(script))
 
 
