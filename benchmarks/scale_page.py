@@ -105,7 +105,6 @@ def page() -> str:
     prices = Prices()
     select, groups = by["select"], by["dedup groups"]
     per = scaling.RATES["select"].submitter_bytes
-    over = " and ".join(f"`{stage}`" for stage, rate in scaling.RATES.items() if rate.worker_mb > 1000)
     missing = ", ".join(f"`{stage}`" for stage in scaling.RATES if stage not in scaling.measured())
     hours, dollars = (
         sum(getattr(one, name) for one in found if one is not groups) for name in ("core_hours", "dollars")
@@ -140,8 +139,8 @@ their names.
 {rates_table()}
 
 `select` is with the default language cascade, `dedup search` against {scaling.EVALUATION_MEASURED:,} evaluation
-pictures (the estimate takes the product of both sides). A process of the `dedup` stages holds {scaling.TORCH_MB} MB
-before it begins, most of it torch's CUDA libraries; so {over} pass 1 GB.
+pictures (the estimate takes the product of both sides). A process that embeds holds {scaling.TORCH_MB} MB
+before it begins, most of it torch's CUDA libraries.
 `fetch` is without the processes that decode, each of which is held to `decode_memory_mb`.
 
 ## How stages grow

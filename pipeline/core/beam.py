@@ -24,7 +24,7 @@ from pipeline.core.errors import StageFailedError, UsageError, WitError
 from pipeline.core.spill import Chunk, Spill, read_chunks
 
 LOCAL_RUNNER = "FnApiRunner"
-# What an engine that places workers is asked for; a process of a stage takes up to 1.1 GB (docs/scale.md).
+# What an engine that places workers is asked for; a process of a stage takes up to 1.0 GB (docs/scale.md).
 WORKER_RAM = "4GB"
 # Rows on their way to a part wait here, below the output folder; run_stage clears what a killed run left.
 SPILL_FOLDER = ".rows.tmp"
