@@ -17,8 +17,9 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from benchmarks.detector_pictures import EMOJI, Item, debian
+from benchmarks.detector_pictures import EMOJI, Item
 from dedup.detector import decode
+from examples.packages import debian
 
 PACKAGE: Final = "warzone2100-data"
 FOLDERS: Final = ("texpages/",)
@@ -142,7 +143,7 @@ def _thing(item: Item) -> str:
 
 
 def _stored(packages: Path) -> list[bytes]:
-    files = (data for name, data in debian(PACKAGE, packages) if name.endswith("/base.wz"))
+    files = (path.read_bytes() for name, path in debian(PACKAGE, packages) if name.endswith("/base.wz"))
     with zipfile.ZipFile(io.BytesIO(next(files))) as opened:
         names = sorted(name for name in opened.namelist() if name.endswith((".png", ".jpg")))
         wanted = [n for n in names if n.startswith(FOLDERS) and not any(part in n for part in LEFT_OUT)]

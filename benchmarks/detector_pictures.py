@@ -11,9 +11,7 @@ import importlib
 import io
 import json
 import re
-import subprocess
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from dedup.detector import decode
+from examples.packages import debian, npm
 
 SIDE: Final = 256
 # Plates of food, one photograph each: one kind of scene, so each is a hard negative of the others.
@@ -112,38 +111,17 @@ def _all(packages: Path) -> Iterator[tuple[str, str, bytes]]:
             if name == "package/icons.json":
                 yield from ((package, icon, picture) for icon, picture in _rendered(data))
     for package, parts in DEBIAN.items():
-        for name, data in debian(package, packages):
+        for name, path in debian(package, packages):
             if any(part in name for part in parts) and name.endswith((".png", ".jpg")):
-                yield package, name, data
+                yield package, name, path.read_bytes()
 
 
 def _npm(package: str, folder: Path) -> Iterator[tuple[str, bytes]]:
-    name, _, version = package.rpartition("@")
-    file = folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
-    if not file.exists():
-        subprocess.run(
-            ["npm", "pack", package, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL
-        )
-    with tarfile.open(file) as opened:
+    with tarfile.open(npm(package, folder)) as opened:
         for member in opened:
             data = opened.extractfile(member)
             if data is not None:
                 yield member.name, data.read()
-
-
-def debian(package: str, folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of a Debian package's files, fetched into a folder if they are not there."""
-    if not list(folder.glob(f"{package}_*.deb")):
-        subprocess.run(["apt-get", "download", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    with tempfile.TemporaryDirectory() as opened:
-        file = sorted(folder.glob(f"{package}_*.deb"))[-1]
-        subprocess.run(["dpkg-deb", "-x", str(file), opened], check=True)
-        for path in sorted(Path(opened).rglob("*")):
-            if path.is_symlink() or not path.is_file():
-                continue
-            if path.suffix == ".puzzle":  # a jigsaw: a tar of the picture and its name
-                continue
-            yield str(path.relative_to(opened)), path.read_bytes()
 
 
 def _rendered(data: bytes) -> Iterator[tuple[str, bytes]]:

@@ -27,7 +27,6 @@ _RARE = 2
 _SENTENCE = re.compile(r"(?<=[.!?] )(?=[A-Z'\[])")
 # Words that cannot be markup: no tag, attribute, entity, parameter or link prefix.
 _WORD = re.compile(r"(?<![\w</&{|=:#\[.-])[A-Za-z]{3,}(?![\w=>;|}:/.\]-])")
-_PAIRS = (("{{", "}}"), ("[[", "]]"), ("[", "]"), ("<", ">"), ("<ref", "</ref"), ("''", ""))
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ import importlib
 import io
 import json
 import re
-import subprocess
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from dedup.detector import decode
+from examples.packages import debian, npm
 
 PACKAGES = (
     "nexuiz-textures",
@@ -71,7 +70,8 @@ def main() -> None:
     seen = Seen()
     for package in PACKAGES:
         count = sum(
-            write(pictures / package, name, image, seen) for name, image in debian(package, options.packages)
+            write(pictures / package, name, image, seen)
+            for name, image in of_debian(package, options.packages)
         )
         print(f"{package}: {count} pictures")
     for file in sorted(WORLD.glob("*.zip")):
@@ -86,34 +86,22 @@ def main() -> None:
         print(f"{folder.name}: {count} pictures")
 
 
-def debian(package: str, folder: Path) -> Iterator[tuple[str, bytes]]:
+def of_debian(package: str, folder: Path) -> Iterator[tuple[str, bytes]]:
     """Names and bytes of a Debian package's pictures, those in its `.pk3` archives too, in the order of names."""
-    if not list(folder.glob(f"{package}_*.deb")):
-        subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
-    file = sorted(folder.glob(f"{package}_*.deb"))[-1]
-    with tempfile.TemporaryDirectory() as opened:
-        subprocess.run(["dpkg-deb", "-x", str(file), opened], check=True)
-        for path in sorted(Path(opened).rglob("*")):
-            if path.is_symlink() or not path.is_file():
-                continue
-            if path.suffix.lower() in _SUFFIXES:
-                yield str(path.relative_to(opened)), path.read_bytes()
-            elif path.suffix.lower() == ".pk3":
-                with zipfile.ZipFile(path) as archive:
-                    for name in sorted(archive.namelist()):
-                        if name.lower().endswith(_SUFFIXES):
-                            yield name, archive.read(name)
+    for name, path in debian(package, folder):
+        if path.suffix.lower() in _SUFFIXES:
+            yield name, path.read_bytes()
+        elif path.suffix.lower() == ".pk3":
+            with zipfile.ZipFile(path) as archive:
+                for member in sorted(archive.namelist()):
+                    if member.lower().endswith(_SUFFIXES):
+                        yield member, archive.read(member)
 
 
 def icons(package: str, folder: Path, most: int) -> Iterator[tuple[str, bytes]]:
     """Names and PNG bytes of some icons of a set, those whose names have the smallest hashes."""
     resvg = importlib.import_module("resvg_py")
-    name, _, version = package.rpartition("@")
-    file = folder / f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
-    if not file.exists():
-        subprocess.run(
-            ["npm", "pack", package, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL
-        )
+    file = npm(package, folder)
     with tarfile.open(file) as opened:
         data = opened.extractfile("package/icons.json")
         assert data is not None, f"{file}: no icons.json"
