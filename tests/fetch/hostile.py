@@ -17,6 +17,16 @@ from pipeline.core.fakes import jpeg, picture
 Handle = Callable[["Request"], None]
 
 
+@dataclass
+class Clock:
+    """Stands for the module ``time`` in the client or the schedule; goes on only when it is told to."""
+
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 class Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     site: Site

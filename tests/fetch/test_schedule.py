@@ -18,7 +18,7 @@ from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.hosts import Host
 from pipeline.fetch.policy import Refusal, Target, parse_url
 from pipeline.fetch.schedule import DNS_HOSTS, Schedule
-from tests.fetch.hostile import Request, Site, serving
+from tests.fetch.hostile import Clock, Request, Site, serving
 from tests.fetch.hostile_servers import Certificates
 
 LOOPBACK = FetchConfig(
@@ -347,16 +347,6 @@ def test_a_hosts_quota(site: Site) -> None:
         **dict.fromkeys(urls[4:], "host_quota"),
     }
     assert sum(n for path, n in site.hits.items() if path.startswith("/img/")) == 4
-
-
-@dataclasses.dataclass
-class Clock:
-    """Stands for the module ``time`` in the schedule; goes on only when it is told to."""
-
-    now: float = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
 
 
 def test_what_has_not_started_when_the_time_is_over_is_left_for_another_run(
