@@ -29,6 +29,7 @@ class Clock:
 
 class Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a body behind its headers would wait 40 ms for the client's acknowledgement
     site: Site
 
     def setup(self) -> None:
