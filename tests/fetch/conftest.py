@@ -17,3 +17,9 @@ from tests.fetch.hostile import Site, serving  # noqa: E402
 def site() -> Iterator[Site]:
     with serving(Site()) as made:
         yield made
+
+
+@pytest.fixture
+def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of an answer that nobody wants is waited for, so that connections can be counted on a slow machine."""
+    monkeypatch.setattr("pipeline.fetch.client._DRAIN_SECONDS", 60.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import select
+import socket
 import ssl
 import threading
 import time
@@ -29,7 +31,9 @@ class Clock:
 
 class Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # a body behind its headers would wait 40 ms for the client's acknowledgement
+    disable_nagle_algorithm = (
+        True  # a body behind its headers would wait 40 ms for the client's acknowledgement
+    )
     site: Site
 
     def setup(self) -> None:
@@ -127,10 +131,10 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(site: Site, tls: ssl.SSLContext | None = None) -> Iterator[Site]:
-    """Serves on all loopback addresses, so that 127.0.0.1, 127.0.0.2, … are hosts of their own."""
+def serving(site: Site, tls: ssl.SSLContext | None = None, address: str = "0.0.0.0") -> Iterator[Site]:
+    """Serves on all loopback addresses, so that 127.0.0.1, 127.0.0.2, … are hosts of their own, or on one."""
     handler = type("Bound", (Request,), {"site": site})
-    server = _Server(("0.0.0.0", 0), handler)
+    server = _Server((address, 0), handler)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     site.port = server.server_address[1]
@@ -141,3 +145,18 @@ def serving(site: Site, tls: ssl.SSLContext | None = None) -> Iterator[Site]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextlib.contextmanager
+def never_accepting(address: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """A port whose queue is full, so that a connection to it is never made."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind((address, port))
+        full.listen(0)
+        waiting = [stack.enter_context(socket.socket()) for _ in range(4)]  # one or two find a place
+        for sock in waiting:
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        assert select.select([], waiting, [], 60)[1]
+        yield full.getsockname()[1]

@@ -7,8 +7,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from cryptography import x509
@@ -22,13 +23,16 @@ from pipeline.fetch.config import FetchConfig
 from pipeline.fetch.connection import Connection
 from pipeline.fetch.policy import DOWNLOAD_REASONS, Target, parse_url, redirect
 from pipeline.fetch.resolve import Resolve, system_resolver
-from tests.fetch.hostile import Request, Site
+from tests.fetch.hostile import Clock, Handle, Request, Site, never_accepting, serving
 
-FAST = FetchConfig(
+# Limits of time that only a test that is about them makes short: no machine stalls for so long.
+PATIENT = FetchConfig(
     allow_address=("127.0.0.1/32",),
-    connect_timeout_s=0.5,
-    read_timeout_s=0.4,
-    deadline_s=1.0,
+    connect_timeout_s=60.0,
+    read_timeout_s=60.0,
+    deadline_s=120.0,
+    min_rate_grace_s=60.0,
+    keep_alive_s=600.0,
     max_body_bytes=100_000,
     contact="mail@example.org",
 )
@@ -37,7 +41,7 @@ FAST = FetchConfig(
 def get(
     url: str,
     *,
-    config: FetchConfig = FAST,
+    config: FetchConfig = PATIENT,
     resolve: Resolve = system_resolver,
     ssl_context: ssl.SSLContext | None = None,
     robots: bool = False,
@@ -83,7 +87,7 @@ def test_the_connection_goes_to_the_checked_address(site: Site) -> None:
 
     target = parse_url(f"http://pictures.example:{site.port}/img/1.jpg")
     assert isinstance(target, Target)
-    client = Client(dataclasses.replace(FAST, keep_alive_s=0.0), version="1", resolve=resolve)
+    client = Client(dataclasses.replace(PATIENT, keep_alive_s=0.0), version="1", resolve=resolve)
     assert [reason(client.get(target)) for _ in range(2)] == [None, None]
     assert asked == ["pictures.example"]
     assert site.headers["/img/1.jpg"]["Host"] == f"pictures.example:{site.port}"
@@ -123,64 +127,41 @@ def test_nobody_listens() -> None:
 
 
 def test_a_connection_that_is_never_accepted() -> None:
-    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
-        full.bind(("127.0.0.1", 0))
-        full.listen(0)
-        for other in (first, second):
-            other.setblocking(False)
-            other.connect_ex(full.getsockname())
-        time.sleep(0.05)
-        assert reason(get(f"http://127.0.0.1:{full.getsockname()[1]}/")) == "connect_timeout"
+    config = dataclasses.replace(PATIENT, connect_timeout_s=0.2)
+    with never_accepting() as port:
+        assert reason(get(f"http://127.0.0.1:{port}/", config=config)) == "connect_timeout"
 
 
-def test_an_address_that_swallows_everything_leaves_time_for_the_next() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as good, socket.socket() as full, socket.socket() as first:
-        port = good.getsockname()[1]
-        full.bind(("127.0.0.2", port))
-        full.listen(0)
-        first.setblocking(False)
-        second = socket.socket()
-        second.setblocking(False)
-        for other in (first, second):
-            other.connect_ex(full.getsockname())
-        time.sleep(0.05)
+def test_an_address_that_swallows_everything_leaves_time_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, given = socket.create_connection, []
 
-        def serve() -> None:
-            sock, _ = good.accept()
-            with sock:
-                sock.recv(65536)
-                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+    def impatient(address: tuple[str, int], timeout: float) -> socket.socket:
+        given.append(timeout)
+        return real(address, timeout=0.1 if address[0] == "127.0.0.2" else timeout)
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        config = dataclasses.replace(
-            FAST, allow_address=("127.0.0.0/29",), connect_timeout_s=2.0, deadline_s=5.0, read_timeout_s=2.0
-        )
-        answer = get(
-            f"http://h.example:{port}/", config=config, resolve=lambda _h, _p: ["127.0.0.2", "127.0.0.1"]
-        )
-        assert reason(answer) is None
-        thread.join()
-        second.close()
+    config = dataclasses.replace(PATIENT, allow_address=("127.0.0.0/29",))
+    with serving(Site(), address="127.0.0.1") as good, never_accepting("127.0.0.2", good.port):
+        monkeypatch.setattr(socket, "create_connection", impatient)
+        addresses = ["127.0.0.2", "127.0.0.1"]
+        url = f"http://h.example:{good.port}/img/1.jpg"
+        assert reason(get(url, config=config, resolve=lambda _host, _port: addresses)) is None
+    first, second = given
+    assert first <= config.connect_timeout_s / 2 < second, "half of what is left, and the rest"
 
 
 def drip(request: Request) -> None:
     request.send_response(200)
-    request.send_header("Content-Length", "1000")
+    request.send_header("Content-Length", "90000")
     request.end_headers()
-    for _ in range(100):
+    while True:
         request.wfile.write(b"x")
-        time.sleep(0.1)
-
-
-def drip_headers(request: Request) -> None:
-    for i in range(100):
-        request.wfile.write(b"HTTP/1.1 200 OK\r\n" if i == 0 else b"X-%d: y\r\n" % i)
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 def stall(request: Request) -> None:
-    time.sleep(1.5)
+    request.rfile.read(1)  # until the client hangs up
 
 
 def endless(request: Request) -> None:
@@ -218,11 +199,23 @@ def endless_header(request: Request) -> None:
 
 
 @pytest.mark.parametrize(
+    ("handler", "limit", "expected"),
+    [
+        (drip, {"min_rate_grace_s": 0.2}, "too_slow"),
+        (stall, {"read_timeout_s": 0.2}, "read_timeout"),
+    ],
+)
+def test_what_never_ends_is_given_up(
+    site: Site, handler: Handle, limit: dict[str, float], expected: str
+) -> None:
+    site.handlers["/x"] = handler
+    answer = get(site.url("/x"), config=dataclasses.replace(PATIENT, **limit))  # type: ignore[arg-type]
+    assert (reason(answer), answer.body) == (expected, b"")
+
+
+@pytest.mark.parametrize(
     ("handler", "expected"),
     [
-        (drip, "deadline"),
-        (drip_headers, "deadline"),
-        (stall, "read_timeout"),
         (endless, "body_too_large"),
         (endless_chunks, "body_too_large"),
         (broken_chunks, "truncated"),
@@ -244,13 +237,11 @@ def endless_header(request: Request) -> None:
         (lambda r: r.reply(b"x", tdm_reservation="1"), "optout_tdm"),
     ],
 )
-def test_strange_servers_cost_their_limits_only(site: Site, handler: object, expected: str | None) -> None:
-    site.handlers["/x"] = handler  # type: ignore[assignment]
-    started = time.monotonic()
+def test_strange_servers_cost_their_limits_only(site: Site, handler: Handle, expected: str | None) -> None:
+    site.handlers["/x"] = handler
     answer = get(site.url("/x"))
     assert reason(answer) == expected
-    assert len(answer.body) <= FAST.max_body_bytes
-    assert time.monotonic() - started < 10 * FAST.deadline_s  # not a timing: without limits it never ends
+    assert len(answer.body) <= PATIENT.max_body_bytes
 
 
 def test_redirects_are_not_followed_here(site: Site) -> None:
@@ -271,11 +262,12 @@ def ask(client: Client, *urls: str) -> list[str | None]:
 
 @pytest.fixture
 def client() -> Iterator[Client]:
-    made = Client(FAST, version="1")
+    made = Client(PATIENT, version="1")
     yield made
     made.close()
 
 
+@pytest.mark.usefixtures("no_hurry")
 def test_one_connection_carries_many_requests(site: Site, client: Client) -> None:
     site.add("/none", b"no such page", 404)
     site.add("/on", b"over there", 302, Location="/none")
@@ -291,14 +283,14 @@ def test_connections_are_not_kept_where_they_are_not_wanted(site: Site, client: 
     url = site.url("/img/1.jpg")
     assert ask(client, url, site.add("/last", b"x", Connection="close"), url) == [None] * 3
     assert site.connections["127.0.0.1"] == 2
-    alone = Client(dataclasses.replace(FAST, keep_alive_s=0.0), version="1")
+    alone = Client(dataclasses.replace(PATIENT, keep_alive_s=0.0), version="1")
     assert ask(alone, url, url) == [None] * 2
     assert site.connections["127.0.0.1"] == 4
     assert site.headers["/img/1.jpg"]["Connection"] == "close"
 
 
 def test_a_connection_rests_only_so_long(site: Site) -> None:
-    client = Client(dataclasses.replace(FAST, keep_alive_s=0.05), version="1")
+    client = Client(dataclasses.replace(PATIENT, keep_alive_s=0.05), version="1")
     url = site.url("/img/1.jpg")
     assert ask(client, url) == [None]
     time.sleep(0.1)
@@ -308,7 +300,7 @@ def test_a_connection_rests_only_so_long(site: Site) -> None:
 
 
 def test_other_authorities_have_connections_of_their_own(site: Site) -> None:
-    everywhere = dataclasses.replace(FAST, allow_address=("127.0.0.0/29",))
+    everywhere = dataclasses.replace(PATIENT, allow_address=("127.0.0.0/29",))
     client = Client(everywhere, version="1")
     for host in ("127.0.0.1", "127.0.0.2"):
         assert ask(client, site.url("/img/1.jpg", host)) == [None]
@@ -320,26 +312,30 @@ def test_other_authorities_have_connections_of_their_own(site: Site) -> None:
 def test_a_kept_connection_that_broke_or_talks_costs_a_new_one_and_no_failure(later: bytes) -> None:
     """The server answers one request on each connection, then closes it, or sends an answer to nothing."""
     listener = socket.create_server(("127.0.0.1", 0))
-    bodies = iter([b"one", b"two"])
+    has_talked, hung_up = threading.Event(), threading.Event()
 
     def serve() -> None:
-        for body in bodies:
+        for body in (b"one", b"two"):
             sock, _ = listener.accept()
             with sock:
                 sock.recv(65536)
                 sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n" + body)
-                time.sleep(0.05)
-                sock.sendall(later)
                 if later:
+                    kept.wait(60)
+                    sock.sendall(later)
+                    has_talked.set()
                     sock.recv(65536)
+            hung_up.set()
 
+    kept = threading.Event()
     thread = threading.Thread(target=serve)
     thread.start()
-    client = Client(FAST, version="1")
+    client = Client(PATIENT, version="1")
     target = parse_url(f"http://127.0.0.1:{listener.getsockname()[1]}/")
     assert isinstance(target, Target)
     first = client.get(target).body
-    time.sleep(0.15)
+    kept.set()  # the first answer is read and its connection kept
+    (has_talked if later else hung_up).wait(60)
     assert (first, client.get(target).body) == (b"one", b"two")
     client.close()
     thread.join()
@@ -361,7 +357,7 @@ def test_a_kept_connection_that_breaks_under_the_request_is_asked_again_on_a_new
 
     thread = threading.Thread(target=serve)
     thread.start()
-    client = Client(FAST, version="1")
+    client = Client(PATIENT, version="1")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     assert ask(client, url, url) == [None, None]
     client.close()
@@ -381,24 +377,63 @@ def test_what_a_ledger_keeps_of_an_answer(site: Site) -> None:
     assert (reason(answer), answer.received, answer.etag) == ("truncated", 100, None)
 
 
-def test_an_answer_that_is_too_slow_is_given_up_and_one_that_ends_in_time_is_not(site: Site) -> None:
-    def pause_and_end(request: Request) -> None:
-        request.send_response(200)
-        request.send_header("Content-Length", "1")
-        request.end_headers()
-        time.sleep(0.3)
-        request.wfile.write(b"x")
+class Wire:
+    """A socket whose other end sends pieces, each after some seconds of a clock."""
 
-    site.handlers.update({"/drip": drip, "/pause": pause_and_end})
-    strict = dataclasses.replace(FAST, min_rate_bytes_s=5_000, min_rate_grace_s=0.2)
-    assert reason(get(site.url("/drip"), config=strict)) == "too_slow"
-    assert reason(get(site.url("/pause"), config=strict)) is None
-    off = dataclasses.replace(strict, min_rate_bytes_s=0)
-    assert reason(get(site.url("/drip"), config=off)) == "deadline"
+    def __init__(self, clock: Clock, pieces: Iterable[tuple[float, bytes]]) -> None:
+        self.clock, self.pieces = clock, iter(pieces)
+
+    def recv_into(self, buffer: memoryview) -> int:
+        seconds, piece = next(self.pieces)
+        self.clock.now += seconds
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def sendall(self, _data: bytes) -> None:
+        pass
+
+    def settimeout(self, seconds: float) -> None:
+        assert 0 < seconds <= min(10.0, 1012.0 - self.clock.now)
+
+    def close(self) -> None:
+        pass
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "least", "expected"),
+    [
+        ([(0.0, OK), *[(0.1, b"Content-Length: 9000\r\n\r\n"), *[(0.1, b"x")] * 9000]], 0, "deadline"),
+        ([(0.0, OK), *[(0.3, b"X-A: y\r\n")] * 90], 0, "deadline"),
+        ([(0.0, OK), (0.1, b"\r\n"), *[(0.1, b"x" * 400)] * 1000], 5_000, "too_slow"),
+        ([(0.0, OK), (0.1, b"\r\n"), *[(0.1, b"x" * 600)] * 1000], 5_000, "deadline"),
+        ([(0.0, OK), *[(0.3, b"X-A: y\r\n")] * 90], 5_000, "too_slow"),
+        # What ends with the piece that was waited for is never too slow.
+        ([(0.0, OK + b"Content-Length: 1\r\n\r\n"), (9.0, b"x")], 5_000, None),
+        ([(9.0, OK + b"Content-Length: 1\r\n\r\n"), (0.1, b"x")], 5_000, None),
+    ],
+)
+def test_an_answer_that_is_too_slow_or_too_late_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, pieces: list[tuple[float, bytes]], least: int, expected: str | None
+) -> None:
+    clock = Clock(now=1000.0)
+    for room in ("client", "connection"):
+        monkeypatch.setattr(f"pipeline.fetch.{room}.time", clock)
+    config = dataclasses.replace(
+        PATIENT, read_timeout_s=10.0, deadline_s=12.0, min_rate_bytes_s=least, min_rate_grace_s=1.0
+    )
+    client = Client(config, version="1")
+    wire = cast(socket.socket, Wire(clock, pieces))
+    monkeypatch.setattr(client, "_connect", lambda _target, _deadline: Connection(wire, config))
+    assert ask(client, "http://h.example/") == [expected]
+    if expected is not None:
+        assert clock.now == pytest.approx(1000.0 + (12.0 if expected == "deadline" else 1.0), abs=0.3)
 
 
 def test_a_reservation_of_the_site_holds_unless_the_picture_lifts_it(site: Site) -> None:
-    client = Client(FAST, version="1")
+    client = Client(PATIENT, version="1")
     for url, expected in (
         (site.add("/a", b"x"), "optout_tdm"),
         (site.add("/b", b"x", tdm_reservation="0"), None),
@@ -437,7 +472,7 @@ class Wired(Client):
     st.sampled_from([b"", b"\r\n\r\n", b"\r\n\r\nbody", b"\n\n0\r\n\r\n"]),
 )  # fmt: skip
 def test_any_bytes_are_an_answer_or_a_known_reason(before: bytes, middle: bytes, after: bytes) -> None:
-    client = Wired(FAST, version="1")
+    client = Wired(PATIENT, version="1")
     client.answer = before + middle + after
     target = parse_url("http://h.example/")
     assert isinstance(target, Target)
@@ -453,7 +488,7 @@ def test_any_bytes_are_an_answer_or_a_known_reason(before: bytes, middle: bytes,
 
 
 def test_the_trusted_authorities_are_read_once_in_a_process() -> None:
-    assert Client(FAST, version="1")._ssl is Client(FAST, version="1")._ssl
+    assert Client(PATIENT, version="1")._ssl is Client(PATIENT, version="1")._ssl
 
 
 @pytest.fixture(scope="module")
@@ -526,7 +561,8 @@ def test_tls_goes_to_the_checked_address_under_the_hosts_name(
 def test_tls_is_verified_by_default(tls: tuple[int, list[str | None]], site: Site) -> None:
     resolve = lambda _host, _port: ["127.0.0.1"]  # noqa: E731
     assert reason(get(f"https://pictures.example:{tls[0]}/", resolve=resolve)) == "tls_error"
-    assert reason(get(f"https://pictures.example:{site.port}/", resolve=resolve)) in (
+    config = dataclasses.replace(PATIENT, connect_timeout_s=0.5)
+    assert reason(get(f"https://pictures.example:{site.port}/", resolve=resolve, config=config)) in (
         "tls_error",
         "connect_timeout",
     )

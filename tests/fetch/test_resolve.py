@@ -13,7 +13,7 @@ from pipeline.fetch.resolve import Names, system_resolver
 
 
 def soon() -> float:
-    return time.monotonic() + 5.0
+    return time.monotonic() + 60.0
 
 
 def test_each_host_is_looked_up_once_and_few_at_a_time() -> None:
@@ -69,7 +69,7 @@ def test_a_look_up_that_hangs_is_not_waited_for() -> None:
 
     def resolve(host: str, _port: int) -> list[str]:
         if host == "stuck":
-            done.wait(10)
+            done.wait(60)
         return ["127.0.0.1"]
 
     names = Names(resolve, concurrency=2)

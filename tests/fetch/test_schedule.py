@@ -344,6 +344,7 @@ def log_of(site: Site, host: str) -> list[tuple[float, str]]:
     return [(when, path) for when, h, path in site.log if h == host]
 
 
+@pytest.mark.usefixtures("no_hurry")
 def test_the_servers_log_proves_good_manners(site: Site) -> None:
     """Three hosts with many pictures: connections, order of files, gaps, and a pause that was asked for."""
     site.delay_s = 0.02
@@ -544,6 +545,7 @@ def test_a_few_bad_names_or_a_short_run_are_not_the_resolvers_fault(site: Site) 
     assert error is None
 
 
+@pytest.mark.usefixtures("no_hurry")
 def test_https_from_end_to_end_with_a_handshake_for_each_connection_only(tmp_path: Path) -> None:
     certificates = Certificates(tmp_path)
     names = ["a.site.test", "b.site.test"]
