@@ -8,7 +8,6 @@ from tests.fetch.hostile_servers import (
     CAP,
     HTTPS,
     PICTURE,
-    SILENCE_S,
     Case,
     answer,
     drip,
@@ -95,8 +94,12 @@ def bodies() -> list[Case]:
         Case("drips a chunk size", "too_slow", drip(chunked, b"1")),
         Case("drips trailers", "too_slow", drip(chunked + b"0\r\n", b"X: y\r\n")),
         Case("fast at first then drips", "too_slow", drip(head("Content-Length: 90000") + bytes(500), b"x")),
-        Case("just fast enough for ever", "deadline", drip(head("Content-Length: 99999"), bytes(1_200))),
-        Case("just fast enough in chunks", "deadline", drip(chunked, b"4b0\r\n" + bytes(1_200) + b"\r\n")),
+        Case(
+            "just fast enough for ever", "deadline", drip(head("Content-Length: 99999"), bytes(1_200), 0.01)
+        ),
+        Case(
+            "just fast enough in chunks", "deadline", drip(chunked, b"4b0\r\n" + bytes(1_200) + b"\r\n", 0.01)
+        ),
         Case(
             "resets in the middle of the body",
             "truncated",
@@ -175,7 +178,7 @@ def heads() -> list[Case]:
         Case("drips its status line", "too_slow", drip(b"", b"H")),
         Case("drips its fields", "too_slow", drip(head()[:-2], b"X: y\r\n", 0.1)),
         Case("drips one field", "too_slow", drip(head()[:-2] + b"X: ", b"y")),
-        Case("fields just fast enough", "deadline", drip(head()[:-2] + b"X: ", b"y" * 700)),
+        Case("fields just fast enough", "deadline", drip(head()[:-2] + b"X: ", b"y" * 700, 0.01)),
         Case("says nothing", "read_timeout", raw(stay=True)),
         Case("stops in its status line", "read_timeout", raw(b"HTTP/1.1 2", stay=True)),
         Case("stops in its fields", "read_timeout", raw(head()[:-2] + b"X", stay=True)),
@@ -246,7 +249,7 @@ def places() -> list[Case]:
         Case("has a name tomorrow", "dns_temp", error=socket.gaierror(socket.EAI_AGAIN, "later")),
         Case("breaks the resolver", "dns_temp", error=OSError("broken")),
         Case("breaks the name", "dns_temp", error=UnicodeError("label too long")),
-        Case("hangs in the resolver", "dns_temp", error=SILENCE_S),
+        Case("hangs in the resolver", "dns_temp", hangs=True),
         Case("port of SSH", "blocked_port", url="http://{host}:22/", addresses=("8.8.8.8",)),
         Case("port of mail", "blocked_port", url="http://{host}:25/", addresses=("8.8.8.8",)),
         Case("port of redis", "blocked_port", url="https://{host}:6379/", addresses=("2606:4700::1",)),
@@ -340,6 +343,7 @@ def wishes() -> list[Case]:
     hour, ever = robots("User-agent: *\nCrawl-delay: 3600"), robots("User-agent: *\nCrawl-delay: 1e300")
     nonsense = robots("User-agent: *\nCrawl-delay: nan\nRequest-rate: 1/0")
     private = to("http://10.0.0.1/robots.txt")
+    slow = drip(head("Content-Length: 999"), b"#")
     cases += [
         Case("opts out in the second field", "optout_header", answer("X-Robots-Tag: all", "X-Robots-Tag: noai")),
         Case("reserves by header", "optout_tdm", answer("tdm-reservation: 1", "tdm-policy: http://127.0.0.9/")),
@@ -351,8 +355,8 @@ def wishes() -> list[Case]:
         Case("reserves and the picture never ends", "optout_tdm", endless(head(), bytes(8192)), tdm=whole),
         Case("reserves and lifts by tdmrep", None, answer(), tdm=reserve(("/pic*.jpg$", 0), ("/", 1))),
         Case("tdmrep without an end", None, answer(), tdm=endless(head(), b" " * 8192)),
-        Case("tdmrep that drips", None, answer(), tdm=drip(head("Content-Length: 999"), b" ")),
-        Case("tdmrep that is silent", None, answer(), tdm=raw(stay=True)),
+        Case("tdmrep that drips", None, answer(), tdm=slow, meets="too_slow"),
+        Case("tdmrep that is silent", None, answer(), tdm=raw(stay=True), meets="read_timeout"),
         Case("tdmrep that resets", None, answer(), tdm=reset_after(b"")),
         Case("tdmrep that fails", None, answer(), tdm=answer(status="500 No")),
         Case("tdmrep that sends on to a private address", None, answer(), tdm=to("http://10.0.0.1/")),
@@ -365,8 +369,8 @@ def wishes() -> list[Case]:
         Case("robots of many stars", None, answer(), stars),
         Case("robots of zeros", None, answer(), answer(body=bytes(90_000))),
         Case("robots that is a page", None, answer(), page),
-        Case("robots that drips", "robots_unreachable", answer(), drip(head("Content-Length: 999"), b"#")),
-        Case("robots that is silent", "robots_unreachable", answer(), raw(stay=True)),
+        Case("robots that drips", "robots_unreachable", answer(), slow, meets="too_slow"),
+        Case("robots that is silent", "robots_unreachable", answer(), raw(stay=True), meets="read_timeout"),
         Case("robots that resets", "robots_unreachable", answer(), reset_after(b"")),
         Case("robots that fails", "robots_unreachable", answer(), answer(status="500 No")),
         Case("robots that is busy", "robots_unreachable", answer(), answer(status="429 No")),

@@ -23,10 +23,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from pipeline.fetch.policy import Target
+from tests.fetch.hostile import never_accepting
+
 Act = Callable[[socket.socket], None]
 
 CAP = 100_000
-SILENCE_S = 8.0  # longer than any limit of the client
+FILES = ("/robots.txt", "/.well-known/tdmrep.json")
 HTTPS = "https://{host}:{tls}/p.jpg"
 PICTURE = b"\xff\xd8\xff\xe0" + bytes(2_000)
 
@@ -43,7 +46,9 @@ class Case:
         tdm: Answer to tdmrep.json; by default 404.
         url: URL of the picture: ``{host}`` is its own name, ``{port}``, ``{tls}`` and the names of listeners ports.
         addresses: What its name resolves to.
-        error: What the resolver raises, or how long it hangs.
+        error: What the resolver raises.
+        meets: The limit of time that its robots.txt or tdmrep.json runs into, if one of them never ends.
+        hangs: Whether the resolver does not answer.
     """
 
     name: str
@@ -53,7 +58,9 @@ class Case:
     tdm: Act | None = None
     url: str = "http://{host}:{port}/picture.jpg"
     addresses: Sequence[str] = ("127.0.0.1",)
-    error: Exception | float | None = None
+    error: Exception | None = None
+    meets: str | None = None
+    hangs: bool = False
 
     @property
     def host(self) -> str:
@@ -62,7 +69,6 @@ class Case:
 
 def silence(sock: socket.socket) -> None:
     """Says nothing until the client hangs up."""
-    sock.settimeout(SILENCE_S)
     while sock.recv(65536):
         pass
 
@@ -103,7 +109,7 @@ def drip(before: bytes, again: bytes, pause_s: float = 0.05) -> Act:
 
     def act(sock: socket.socket) -> None:
         sock.sendall(before)
-        for _ in range(int(SILENCE_S / pause_s)):
+        while True:
             sock.sendall(again)
             time.sleep(pause_s)
 
@@ -140,6 +146,7 @@ class Network:
 
     cases: dict[str, Case]
     ports: dict[str, int] = field(default_factory=dict)
+    over: threading.Event = field(default_factory=threading.Event)
 
     def resolve(self, host: str, port: int) -> Sequence[str]:
         """As a resolver would; hosts of the table as it says, literal addresses as the system reads them."""
@@ -150,16 +157,30 @@ class Network:
             return ["127.0.0.1"]
         if isinstance(case.error, Exception):
             raise case.error
-        if case.error is not None:
-            time.sleep(case.error)
+        if case.hangs:
+            self.over.wait()
         return case.addresses
+
+    def limit(self, target: Target) -> str | None:
+        """The limit of time that a request runs into, by the reason for its end; ``None`` if it ends by itself."""
+        ports, case = self.ports, self.cases.get(target.host)
+        if case is not None and case.hangs:
+            return "dns_temp"
+        if target.port in (ports["silent"], ports["full"], ports["drips"]) or (
+            target.scheme == "https" and target.port == ports["port"]
+        ):
+            silent = target.scheme == "http" and target.port == ports["silent"]
+            return "read_timeout" if silent else "connect_timeout"
+        if case is None:
+            return None
+        return case.meets if target.path in FILES else case.expected
 
     def url(self, case: Case) -> str:
         return case.url.format(host=case.host, **self.ports)
 
     def act(self, host: str, path: str) -> Act:
         case = self.cases.get(host)
-        if path in ("/robots.txt", "/.well-known/tdmrep.json"):
+        if path in FILES:
             chosen = case and (case.robots if path == "/robots.txt" else case.tdm)
             return chosen or answer(status="404 None", body=b"")
         return (case and case.act) or answer()
@@ -219,29 +240,19 @@ def _listen(stack: contextlib.ExitStack, serve: Act, tls: ssl.SSLContext | None 
     return int(listener.getsockname()[1])
 
 
-def _listen_and_not_accept(stack: contextlib.ExitStack) -> int:
-    full = stack.enter_context(socket.socket())
-    full.bind(("127.0.0.1", 0))
-    full.listen(0)
-    for _ in range(2):
-        other = stack.enter_context(socket.socket())
-        other.setblocking(False)
-        other.connect_ex(full.getsockname())
-    return int(full.getsockname()[1])
-
-
 @contextlib.contextmanager
 def network(cases: Sequence[Case], certificates: Certificates) -> Iterator[Network]:
     """Serves all cases until the end of the block."""
     made = Network({case.host: case for case in cases})
     assert len(made.cases) == len(cases), "names are unique"
     with contextlib.ExitStack() as stack:
+        stack.callback(made.over.set)
         made.ports = {
             "port": _listen(stack, made.converse),
             "tls": _listen(stack, made.converse, certificates.server("good")),
             "expired": _listen(stack, made.converse, certificates.server("expired")),
             "selfsigned": _listen(stack, made.converse, certificates.server("selfsigned")),
-            "full": _listen_and_not_accept(stack),
+            "full": stack.enter_context(never_accepting()),
             "silent": _listen(stack, silence),
             "closes": _listen(stack, raw()),
             "resets": _listen(stack, reset_after(b"")),
