@@ -76,6 +76,7 @@ def audit(config: AuditConfig, out: str, options: RunOptions) -> StageResult:
         detector_input=config.detector_input,
         half=config.half,
         device=config.device,
+        decode_threads=config.decode_threads,
         threads=config.threads,
     )
     _done(embed.run(dataclasses.replace(wanted, images=config.train, dataset="train"), train, within))
@@ -84,7 +85,14 @@ def audit(config: AuditConfig, out: str, options: RunOptions) -> StageResult:
         folder = paths.join(out, EVAL, images.dataset_name(path))
         _done(embed.run(dataclasses.replace(wanted, images=(path,)), folder, within))
         evals.append(folder)
-    found = SearchConfig(train=train, eval=tuple(evals), k=config.k, threads=config.threads)
+    found = SearchConfig(
+        train=train,
+        eval=tuple(evals),
+        k=config.k,
+        index=config.index,
+        probes=config.probes,
+        threads=config.threads,
+    )
     _done(search.run(found, neighbours, within))
     written = report.write_report(
         ReportConfig(neighbours=neighbours, thresholds=config.thresholds, predictions=config.predictions), out

@@ -45,22 +45,19 @@ def _detector(made: argparse.ArgumentParser) -> None:
     )
     made.add_argument("--half", action="store_true", default=None, help="store embeddings at half precision")
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one")
+    made.add_argument(
+        "--decode-threads", type=int, metavar="N", help="threads that decode pictures ahead (default 1)"
+    )
 
 
 def _embed(made: argparse.ArgumentParser) -> None:
     path_list(made, "--images", help=_PICTURES)
     _detector(made)
     made.add_argument("--dataset", metavar="NAME", help="default: each path's last name")
-    made.add_argument(
-        "--decode-threads", type=int, metavar="N", help="threads that decode pictures ahead (default 1)"
-    )
     _threads(made)
 
 
-def _search(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--train", metavar="DIR", help="embeddings of the training set")
-    path_list(made, "--eval", help="embeddings of evaluation sets")
-    made.add_argument("--k", type=int, metavar="N", help="neighbours of each picture (default 10)")
+def _index(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--index",
         choices=("exact", "ivf"),
@@ -69,6 +66,13 @@ def _search(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--probes", type=int, metavar="N", help="lists that each training picture visits with ivf (default 8)"
     )
+
+
+def _search(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--train", metavar="DIR", help="embeddings of the training set")
+    path_list(made, "--eval", help="embeddings of evaluation sets")
+    made.add_argument("--k", type=int, metavar="N", help="neighbours of each picture (default 10)")
+    _index(made)
     _threads(made)
 
 
@@ -96,6 +100,7 @@ def _audit(made: argparse.ArgumentParser) -> None:
     made.add_argument("--thresholds", metavar="FILE", help="JSON: {data set: threshold}")
     path_list(made, "--predictions", help=f"{_PREDICTIONS}; optional")
     made.add_argument("--k", type=int, metavar="N", help="neighbours of each picture (default 10)")
+    _index(made)
     _threads(made)
 
 

@@ -242,10 +242,7 @@ class SearchConfig:
         for name in ("k", "block_rows", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
-        if self.index == "exact" and self.probes is not None:
-            raise ValueError("probes belongs to --index ivf; an exact search compares all with all")
-        if self.probes is not None and self.probes < 1:
-            raise ValueError(f"probes must be at least 1, is {self.probes}")
+        _check_index(self.index, self.probes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,8 +308,11 @@ class AuditConfig:
         predictions: As in ``wit dedup report``; without them only the contamination is reported.
         hash: As in ``wit dedup embed``.
         k: Neighbours of each evaluation picture.
+        index: As in ``wit dedup search``.
+        probes: As in ``wit dedup search``.
         half: As in ``wit dedup embed``.
         device: As in ``wit dedup embed``.
+        decode_threads: As in ``wit dedup embed``.
         threads: Threads of each worker's arithmetic.
     """
 
@@ -324,11 +324,22 @@ class AuditConfig:
     predictions: tuple[str, ...] = input_paths()
     hash: str | None = None
     k: int = 10
+    index: Literal["exact", "ivf"] = "exact"
+    probes: int | None = None
     half: bool = False
     device: Literal["auto", "cpu", "cuda"] = unhashed("auto")
+    decode_threads: int = unhashed(1)
     threads: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("k", "threads"):
+        for name in ("k", "threads", "decode_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        _check_index(self.index, self.probes)
+
+
+def _check_index(index: str, probes: int | None) -> None:
+    if index == "exact" and probes is not None:
+        raise ValueError("probes belongs to --index ivf; without an index all are compared with all")
+    if probes is not None and probes < 1:
+        raise ValueError(f"probes must be at least 1, is {probes}")

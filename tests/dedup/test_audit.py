@@ -67,6 +67,22 @@ def test_other_thresholds_cost_no_new_embeddings(
     assert "--predictions" in (out / "overlap.html").read_text()
 
 
+def test_an_index_and_threads_that_decode_reach_the_parts(
+    folder: str, detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["dedup", "audit", "--train", folder, "--eval", folder, "--detector", detector]
+    for name, more in (("exact", []), ("ivf", ["--index", "ivf", "--probes", "99", "--decode-threads", "2"])):
+        assert main([*words, *more, "--out", str(tmp_path / name)]) == 0
+    assert "pictures searched exactly too" in capsys.readouterr().err
+    made = [manifest.read(str(tmp_path / "ivf" / part)) for part in ("train-embeddings", "neighbours")]
+    assert made[0].config["decode_threads"] == 2
+    assert (made[1].config["index"], made[1].config["probes"]) == ("ivf", 99)
+    exact, found = (tmp_path / n / "neighbours" / "part-00000.parquet" for n in ("exact", "ivf"))
+    assert exact.read_bytes() == found.read_bytes()
+    assert main([*words, "--probes", "2", "--out", str(tmp_path / "wrong")]) == 2
+    assert "probes belongs to --index ivf" in capsys.readouterr().err
+
+
 def test_the_detector_that_ships_stands_in(
     folder: str, detector: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
