@@ -3,7 +3,7 @@
 `python -m benchmarks.scale measure` runs every stage at those sizes and at the least size there is (its start), one
 process and one thread each, and writes what it measured to `pipeline/core/measured.json`, which `docs/scale.md` shows;
 `one` runs stages at one size (`--size`). `page` writes `docs/scale.md` and its chart again. `workers` compares the wall
-time of one and two worker processes: only on an idle machine.
+time of one and two worker processes, a CPU each: only on an idle machine.
 
 A run is measured from inside (`child`): CPU time and peak memory within Beam's pipelines, which is what workers do, and
 in all, which includes what the machine that submits does itself; and the bytes of all files that a stage writes and
@@ -242,6 +242,8 @@ def child(words: Sequence[str]) -> None:
     from pipeline.cli import main
     from pipeline.core import manifest, paths
 
+    if "SCALE_CPUS" in os.environ:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(os.environ["SCALE_CPUS"])])
     took = {"pipeline_s": 0.0, "pipeline_mb": 0.0, "waiting_bytes": 0.0}
     run_whole, remove_whole = beam.Pipeline.run, paths.remove
 
@@ -281,11 +283,15 @@ def _peak_mb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
 
 
-def run_child(stage: str, flags: Sequence[str], out: Path, beam: Sequence[str] = ()) -> dict[str, float]:
-    """Runs one stage in a process of its own and returns what it took."""
+def run_child(
+    stage: str, flags: Sequence[str], out: Path, beam: Sequence[str] = (), cpus: int | None = None
+) -> dict[str, float]:
+    """Runs one stage in a process of its own, held to some of the CPUs, and returns what it took."""
     words = [*stage.split(), *flags, "--out", str(out), "--quiet", *(["--", *beam] if beam else [])]
     code = "import sys; from benchmarks.scale import child; child(sys.argv[1:])"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if cpus:
+        environment["SCALE_CPUS"] = str(cpus)
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, *words],
@@ -330,31 +336,42 @@ def _port(stage: str) -> Iterator[None]:
 
 
 def workers(names: Sequence[str], rounds: int) -> None:
-    """Wall seconds of one and of two worker processes, start excluded."""
+    """Wall seconds of one worker process on one CPU, of one that may use two (it decodes ahead), and of two."""
     say(
         f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs: trust the figures of an idle machine only\n"
     )
     rows = []
     for stage in names:
         case = CASES[stage]
-        least: dict[tuple[int, int], float] = {}
+        least: dict[tuple[int, int, int], float] = {}
         with tempfile.TemporaryDirectory() as made, _port(stage):
             whole = Path(made)
             flags = {}
             for size in (1, case.shared):
                 (whole / str(size)).mkdir()
                 flags[size] = [*case.make(whole / str(size), size), *case.flags]
-            order = [(size, count) for size in flags for count in (1, 2)] * rounds
+            order = [(size, *held) for size in flags for held in ((1, 1), (1, 2), (2, 2))] * rounds
             random.Random(0).shuffle(order)
-            for n, (size, count) in enumerate(order):
+            for n, (size, count, cpus) in enumerate(order):
                 beam = [f"--direct_num_workers={count}", "--direct_running_mode=multi_processing"]
-                took = run_child(stage, flags[size], whole / f"out{n}", beam)["wall_s"]
-                least[size, count] = min(took, least.get((size, count), took))
+                took = run_child(stage, flags[size], whole / f"out{n}", beam, cpus)["wall_s"]
+                least[size, count, cpus] = min(took, least.get((size, count, cpus), took))
             start, full = flags
-        one, two = (least[full, count] - least[start, count] for count in (1, 2))
-        verdict = "yes" if two <= MOST_OF_ONE * one else "no"
-        rows.append([stage, f"{one:.1f}", f"{two:.1f}", f"{two / one:.2f}", verdict])
-    say(table(["stage", "1 worker, s", "2 workers, s", "ratio", f"at most {MOST_OF_ONE}"], rows))
+        alone, free, two = (least[full, *held] - least[start, *held] for held in ((1, 1), (1, 2), (2, 2)))
+        verdict = "yes" if two <= MOST_OF_ONE * alone else "no"
+        rows.append(
+            [
+                stage,
+                f"{alone:.1f}",
+                f"{free:.1f}",
+                f"{two:.1f}",
+                f"{two / alone:.2f}",
+                verdict,
+                f"{two / free:.2f}",
+            ]
+        )
+    heads = ("1 worker, 1 CPU, s", "1 worker, 2 CPUs, s", "2 workers, 2 CPUs, s")
+    say(table(["stage", *heads, "ratio", f"at most {MOST_OF_ONE}", "ratio to 1 worker, 2 CPUs"], rows))
 
 
 def main() -> None:

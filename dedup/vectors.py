@@ -142,13 +142,17 @@ def check_dimension(expected: int, found: int, where: str) -> None:
 
 
 def plan_blocks(files: Sequence[str], block_rows: int) -> list[tuple[str, int, int]]:
-    """(file, first row, rows) of each block of the training side."""
-    return [
-        (file, start, min(block_rows, rows - start))
-        for file in files
-        for rows in [tables.count_rows([file])]
-        for start in range(0, rows, block_rows)
-    ]
+    """(file, first row, rows) of each block of the training side; those of a file are about equally large.
+
+    A small rest of each file would be every other block, and an engine that deals them out in turns would give one of
+    two workers nothing else.
+    """
+    blocks = []
+    for file in files:
+        rows = tables.count_rows([file])
+        step = -(-rows // max(1, -(-rows // block_rows)))
+        blocks += [(file, start, min(step, rows - start)) for start in range(0, rows, step or 1)]
+    return blocks
 
 
 def read_block(file: str, start: int, rows: int, block_rows: int) -> Iterator[tuple[list[str], np.ndarray]]:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from dedup import lists
 from dedup.config import SearchConfig
 from dedup.embed import embeddings_contract, vectors_to_arrow
-from dedup.nearest import DECIMALS, Best, block, compare, equal_rows, merged, nearest
+from dedup.nearest import Best, block, compare, equal_rows, merged, nearest
 from dedup.search import CompareBlocks, run
+from dedup.tiles import DECIMALS
 from dedup.vectors import plan_blocks, read_block
 from pipeline.cli import main
 from pipeline.core import manifest, paths, tables
@@ -105,6 +106,13 @@ def test_block_size_and_workers_change_no_byte(tmp_path: Path) -> None:
         run(SearchConfig(train=train, eval=(evals,), block_rows=rows), out, options)
         outs.append((tmp_path / name / "part-00000.parquet").read_bytes())
     assert outs[0] == outs[1] == outs[2]
+
+
+def test_the_spans_of_a_file_are_about_equally_large(tmp_path: Path) -> None:
+    """Beam's local engine deals spans out in turns: a small rest of each file would all go to one worker."""
+    train = _folder(tmp_path / "train", _unit(80, 4, 1), dataset="t")
+    spans = plan_blocks(tables.part_files(train, EMBEDDINGS), 65)
+    assert [(start, rows) for _, start, rows in spans] == [(0, 40), (40, 40)]
 
 
 def test_fewer_training_pictures_than_k(tmp_path: Path) -> None:
