@@ -74,7 +74,7 @@ class FetchConfig:
             ``--max-bad-fraction`` stopped at its end.
         decode_processes: Images decoded at a time, each in a process of its own, in one worker.
         decode_memory_mb: Most memory that one image may take to decode.
-        decode_timeout_s: Most time that one image may take to decode.
+        decode_timeout_s: Most processor time that one image may take to decode.
         deny_hashes: File of SHA-256 sums, one a line; an image with such a sum is not stored.
         drop_reserved_images: Leave out images whose metadata reserves them from data mining or machine learning
             (IPTC, C2PA, TDM). They are recorded as ``rights`` in any case.

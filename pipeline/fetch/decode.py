@@ -35,7 +35,9 @@ from pipeline.fetch.wire import receive, send, unpacked
 TIMEOUT = "killed: timeout"
 CRASHED = "killed: crashed"
 _MODULES = {"native": "pipeline.fetch.decode_child", "img2dataset": "pipeline.fetch.img2dataset_child"}
-# The process ends itself at its deadline; this much later we end it, should it be unable to.
+# The process ends itself when its processor time is over. Should it be unable to, or wait for something, we end it
+# after so many times that long and a grace: a busy machine must not cost a healthy image.
+_PATIENCE = 4
 _GRACE_S = 5.0
 # No page has so many images in a row that each crash a decoder: the decoder itself is broken.
 _MOST_CRASHES = 30
@@ -158,14 +160,19 @@ class DecodingProcess:
             answer = receive(answers) if heard else None
         if answer is not None:
             return unpacked(answer)
-        timed_out = self._end(wait=heard) == -signal.SIGALRM or not heard
+        timed_out = self._end(wait=heard) == -signal.SIGPROF or not heard
         return Refusal("decode_error", TIMEOUT if timed_out else CRASHED)
 
     def _hears(self, answers: IO[bytes]) -> bool:
         """Waits for an answer or for the process's end; false if neither comes."""
         poll = select.poll()
         poll.register(answers, select.POLLIN)
-        return bool(poll.poll((self._config.decode_timeout_s + _GRACE_S) * 1000))
+        left_s = _PATIENCE * self._config.decode_timeout_s + _GRACE_S
+        while left_s > 0:  # in slices: a pause of the whole machine costs one of them
+            if poll.poll(min(left_s, 1.0) * 1000):
+                return True
+            left_s -= 1.0
+        return False
 
     def _start(self) -> subprocess.Popen[bytes]:
         with self._lock:
@@ -212,7 +219,7 @@ class DecodingProcess:
             return None
         if wait:  # it has closed its pipes: its own exit status says why
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=1.0)
+                process.wait(timeout=10.0)
         process.kill()
         status = process.wait()
         for pipe in _pipes(process):

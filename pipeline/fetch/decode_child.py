@@ -46,8 +46,8 @@ def greet() -> Parent:
 def settle(parent: Parent) -> None:
     """Sets the limits, once everything is imported, and tells the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end is ours
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which we neither use nor keep
     Image.MAX_IMAGE_PIXELS = None  # the configuration has its own limit, checked before
     with contextlib.suppress(OSError):
@@ -70,12 +70,15 @@ def _limit(which: int, most: int) -> None:
 
 @contextlib.contextmanager
 def deadline(config: FetchConfig) -> Iterator[None]:
-    """Ends this process by a signal if the block takes too long, even inside a decoder's own loop."""
-    signal.setitimer(signal.ITIMER_REAL, config.decode_timeout_s)
+    """Ends this process by a signal if the block takes too long, even inside a decoder's own loop.
+
+    What counts is processor time, so that the same image ends alike on a busy machine.
+    """
+    signal.setitimer(signal.ITIMER_PROF, config.decode_timeout_s)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ class Bodies:
         body = receive(self._parent.requests)
         if body is None:
             os._exit(0)  # the parent needs no more; this may be the Downloader's thread
-        signal.setitimer(signal.ITIMER_REAL, self._parent.config.decode_timeout_s)
+        signal.setitimer(signal.ITIMER_PROF, self._parent.config.decode_timeout_s)
         self._admitted = admit(body, self._parent.config)
         if isinstance(self._admitted, Refusal):
             return row[0], None, self._admitted.reason
@@ -65,7 +65,7 @@ class Bodies:
         """Sends one result to the parent."""
         assert self._admitted is not None
         found = result(self._admitted, image, meta)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         send(self._parent.answers, packed(found))
 
     def close(self) -> None:
