@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measure import say, table
-from dedup import lists, nearest
+from dedup import lists, tiles
 from dedup.config import SearchConfig
 from dedup.embed import embeddings_contract, vectors_to_arrow
 from dedup.nearest import Best
@@ -133,7 +133,7 @@ def timed(name: str, work: Callable[[], Any]) -> Any:
 def agreement(best: Best, places: np.ndarray, queries: np.ndarray, base: np.ndarray) -> str:
     """Whether a peer's neighbours have our similarities, and how far off the worst is in units of the last digit."""
     exact = np.einsum("nd,nkd->nk", queries.astype(np.float64), base[places].astype(np.float64))
-    off = np.abs(np.rint(-np.sort(-exact, axis=1) * nearest.SCALE) - best.key).max()
+    off = np.abs(np.rint(-np.sort(-exact, axis=1) * tiles.SCALE) - best.key).max()
     return "yes" if off == 0 else f"NO, off by {off:.0f}e-5"
 
 
@@ -152,7 +152,7 @@ def measure(folder: Path, queries_rows: int, train_rows: int, dimension: int, ro
     for number in range(rounds):
         say(f"d = {dimension}: round {number + 1} of {rounds}")
         best = ours(evals, train, config)
-        timed("bare", lambda: bare(queries, base, nearest.TILE_ROWS, nearest.TILE_COLUMNS))
+        timed("bare", lambda: bare(queries, base, tiles.ROWS, tiles.COLUMNS))
         timed("large", lambda: bare(queries, base, 4096, 4096))
         flat = timed("faiss", lambda: by_faiss(queries, base))
         top = timed("torch", lambda: by_torch(queries, base))
@@ -167,7 +167,7 @@ def measure(folder: Path, queries_rows: int, train_rows: int, dimension: int, ro
     best_of = {name: min(seconds) for name, seconds in _seconds.items()}
     recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(best.ids, coarse.ids, strict=True)])
     names = {
-        "bare": f"bare matrix product, the same tiles ({nearest.TILE_ROWS} x {nearest.TILE_COLUMNS})",
+        "bare": f"bare matrix product, the same tiles ({tiles.ROWS} x {tiles.COLUMNS})",
         "large": "bare matrix product, tiles of 4096 x 4096",
         "ours": "ours, from Parquet to the 10 best",
         "faiss": "FAISS IndexFlatIP, merged",

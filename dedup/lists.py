@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dedup import nearest
+from dedup import tiles
 from dedup.nearest import Best, Block, Finds
 
 
@@ -96,7 +96,7 @@ def visited(values: np.ndarray, centroids: np.ndarray, probes: int) -> tuple[np.
     nearness = values @ centroids.T
     cut = np.partition(nearness, len(centroids) - last, axis=1)[:, [len(centroids) - last]]
     # A product and the cut may each be off by the slack.
-    off = np.float32(2 * nearest.slack(values.shape[1]))
+    off = np.float32(2 * tiles.slack(values.shape[1]))
     chosen, maybe = nearness > cut + off, nearness >= cut - off
     room = last - chosen.sum(axis=1)
     maybe &= ~chosen
@@ -104,7 +104,7 @@ def visited(values: np.ndarray, centroids: np.ndarray, probes: int) -> tuple[np.
     chosen[~open_rows] |= maybe[~open_rows]
     maybe[~open_rows] = False
     row, of = np.nonzero(maybe)
-    order = np.lexsort((of, -nearest.dots(values, centroids, row, of), row))
+    order = np.lexsort((of, -tiles.dots(values, centroids, row, of), row))
     row, of = row[order], of[order]
     taken = np.arange(len(row)) - np.searchsorted(row, row) < room[row]
     chosen[row[taken], of[taken]] = True

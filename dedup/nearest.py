@@ -1,9 +1,8 @@
 """The k nearest rows of blocks that stream past, exactly: a matrix product, and a look at those values that may count.
 
-A block's product is made tile by tile. Compiled code reads each tile once, while it lies in the cache, against the
-value that each query's list still admits; all but a few values end there. The few are computed again in double
-precision in a fixed order, rounded to :data:`DECIMALS` and put into the list, ties by id. So the result is a function
-of the vectors alone: neither the cut into blocks nor the processor's way to multiply matrices leaves a trace.
+A block's product is made and looked at tile by tile (:mod:`dedup.tiles`). What may count is computed again in double
+precision in a fixed order, rounded to :data:`dedup.tiles.DECIMALS` and put into the list, ties by id. So the result
+is a function of the vectors alone: neither the cut into blocks nor the processor's way to multiply leaves a trace.
 """
 
 from __future__ import annotations
@@ -16,17 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dedup.tiles import EMPTY, SCALE, Kept, Tiles, dots, slack
 from pipeline.core.alphabet import compiled
-
-# Similarities closer than this are equal, and ids decide.
-DECIMALS = 5
-SCALE = 10**DECIMALS
-# Key of a place in a list that holds nothing.
-EMPTY = -(2**31)
-TILE_ROWS, TILE_COLUMNS = 512, 1024  # a tile of 2 MB
-_GLANCE = 64
-# Unit round-off of float32: d of it bound the error of a product of two vectors of length 1 in any order of sums.
-_ROUND_OFF = 6.1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +96,12 @@ class Finds:
     """
 
     def __init__(self, best: Best) -> None:
-        self.least = best.key[:, -1].astype(np.int64)
-        self.key = np.full(best.key.shape, EMPTY, np.int32)
-        self.place = np.zeros(best.key.shape, np.int64)
-        self._tile = np.empty(TILE_ROWS * TILE_COLUMNS, np.float32)
+        self._kept = Kept(
+            least=best.key[:, -1].astype(np.int64),
+            key=np.full(best.key.shape, EMPTY, np.int32),
+            place=np.zeros(best.key.shape, np.int64),
+        )
+        self._tiles = Tiles()
 
     def compare(self, queries: np.ndarray, base: np.ndarray, places: np.ndarray, first: int = 0) -> None:
         """Compares some of the queries with some of the block's rows.
@@ -120,26 +112,16 @@ class Finds:
             places: int64 [M], rising: the rows' places in the block.
             first: Number of the first of these queries.
         """
-        off = slack(queries.shape[1])
-        for i in range(0, len(queries), TILE_ROWS):
-            some = queries[i : i + TILE_ROWS]
-            mine = slice(first + i, first + i + len(some))
-            for j in range(0, len(base), TILE_COLUMNS):
-                columns = min(TILE_COLUMNS, len(base) - j)
-                tile = self._tile[: len(some) * columns].reshape(len(some), columns)
-                np.matmul(some, base[j : j + columns].T, out=tile)
-                part = slice(j, j + columns)
-                _keep(
-                    tile, some, base[part], places[part], off, self.least[mine], self.key[mine], self.place[mine]
-                )  # fmt: skip
+        mine = Kept(*(array[first : first + len(queries)] for array in self._kept))
+        self._tiles.compare(queries, base, places, mine)
 
     def into(self, best: Best, ids: np.ndarray) -> None:
         """Merges them into the queries' lists; ``ids`` are the block's."""
-        rows = np.flatnonzero(self.key[:, 0] != EMPTY)
+        rows = np.flatnonzero(self._kept.key[:, 0] != EMPTY)
         if len(rows):
-            found = ids[self.place[rows]]
-            found[self.key[rows] == EMPTY] = None
-            best.update(rows, Best(key=self.key[rows], ids=found))
+            key, found = self._kept.key[rows], ids[self._kept.place[rows]]
+            found[key == EMPTY] = None
+            best.update(rows, Best(key=key, ids=found))
 
 
 def nearest(queries: np.ndarray, base: np.ndarray, ids: Sequence[str], k: int) -> Best:
@@ -225,28 +207,6 @@ def lengths(values: np.ndarray) -> np.ndarray:
     return (np.rint(dots(values, values, rows, rows) * SCALE) / SCALE).astype(np.float32)
 
 
-def dots(first: np.ndarray, second: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Inner products of some rows of two blocks, each as of :func:`dot`.
-
-    Args:
-        first: float32 [N, d].
-        second: float32 [M, d].
-        rows: int64 [P], rows of the first.
-        columns: int64 [P], rows of the second.
-
-    Returns:
-        float64 [P].
-    """
-    found = np.empty(len(rows))
-    _dots(first, second, rows, columns, found)
-    return found
-
-
-def slack(dimension: int) -> float:
-    """What a float32 product of two rows of length 1 may be off by."""
-    return (dimension + 4) * _ROUND_OFF
-
-
 def _least_key(threshold: float) -> int:
     """The smallest key whose similarity, a float32, is at or above a threshold."""
     key = math.floor(threshold * SCALE) - 1
@@ -269,76 +229,6 @@ def _hashes(bits: np.ndarray, weights: np.ndarray) -> np.ndarray:
         for j in range(bits.shape[1]):
             found[i] += np.uint64(bits[i, j]) * weights[j]  # wraps around, as a hash may
     return found
-
-
-@compiled
-def dot(first: np.ndarray, second: np.ndarray) -> float:
-    """The inner product of two rows float32 [d], in double precision and a fixed order."""
-    # Products of two float32 are exact; the order of the sums is ours, not the compiler's.
-    a, b, c, e = 0.0, 0.0, 0.0, 0.0
-    whole = len(first) // 4 * 4
-    for i in range(0, whole, 4):
-        a += np.float64(first[i]) * np.float64(second[i])
-        b += np.float64(first[i + 1]) * np.float64(second[i + 1])
-        c += np.float64(first[i + 2]) * np.float64(second[i + 2])
-        e += np.float64(first[i + 3]) * np.float64(second[i + 3])
-    for i in range(whole, len(first)):
-        a += np.float64(first[i]) * np.float64(second[i])
-    return (a + b) + (c + e)
-
-
-@compiled
-def _dots(
-    first: np.ndarray, second: np.ndarray, rows: np.ndarray, columns: np.ndarray, found: np.ndarray
-) -> None:
-    for i in range(len(rows)):
-        found[i] = dot(first[rows[i]], second[columns[i]])
-
-
-@compiled
-def _reaches(values: np.ndarray, floor: float) -> bool:
-    # A count over a known number of values is what becomes vector instructions: eight times as fast as a maximum.
-    hits = np.int32(0)
-    for j in range(_GLANCE):
-        hits += np.int32(1) if values[j] >= floor else np.int32(0)
-    return bool(hits > 0)
-
-
-@compiled
-def _keep(
-    likeness: np.ndarray,
-    queries: np.ndarray,
-    base: np.ndarray,
-    places: np.ndarray,
-    slack: float,
-    least: np.ndarray,
-    key: np.ndarray,
-    place: np.ndarray,
-) -> None:
-    """Puts what counts of a tile [N, M] into lists [N, k]; ``least`` is the smallest key that still counts."""
-    k = key.shape[1]
-    for i in range(likeness.shape[0]):
-        floor = np.float32((least[i] - 0.5) / SCALE - slack)
-        row = likeness[i]
-        for start in range(0, len(row), _GLANCE):
-            end = min(start + _GLANCE, len(row))
-            if end - start == _GLANCE and not _reaches(row[start:end], floor):
-                continue
-            for j in range(start, end):
-                if row[j] < floor:
-                    continue
-                found = np.int64(np.rint(dot(queries[i], base[j]) * SCALE))
-                if found < least[i]:
-                    continue
-                # Rows come in the order of ids: among equals the first stays first.
-                at = k - 1
-                while at > 0 and key[i, at - 1] < found:
-                    key[i, at], place[i, at] = key[i, at - 1], place[i, at - 1]
-                    at -= 1
-                key[i, at], place[i, at] = found, places[j]
-                if key[i, k - 1] != EMPTY:
-                    least[i] = max(least[i], key[i, k - 1] + 1)
-                    floor = np.float32((least[i] - 0.5) / SCALE - slack)
 
 
 @compiled

@@ -22,7 +22,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 from threadpoolctl import threadpool_limits
 
-from dedup import lists, nearest
+from dedup import lists, nearest, tiles
 from dedup.config import SearchConfig
 from dedup.nearest import Best
 from dedup.vectors import (
@@ -281,7 +281,7 @@ def _slice_table(item: tuple[int, Best], eval_files: Sequence[str]) -> list[pa.T
     if number == _SAMPLE_SLICE:
         return []
     names, first = read_names(eval_files), number * EVAL_ROWS_PER_SLICE
-    row, rank = np.nonzero(best.key != nearest.EMPTY)
+    row, rank = np.nonzero(best.key != tiles.EMPTY)
     facts = read_facts(eval_files).take(first + row)
     table = pa.table(
         {
@@ -305,7 +305,7 @@ def _write_sample(item: tuple[int, Best], out: str, eval_files: Sequence[str]) -
     names = read_names(eval_files)
     found: dict[str, dict[str, list[Any]]] = {}
     for row, ids, keys in zip(sample_rows(names), best.ids.tolist(), best.key.tolist(), strict=True):
-        pairs = [p for p in zip(ids, keys, strict=True) if p[1] != nearest.EMPTY]
+        pairs = [p for p in zip(ids, keys, strict=True) if p[1] != tiles.EMPTY]
         found.setdefault(names.datasets[row], {})[names.ids[row]] = pairs
     paths.write_bytes(paths.join(out, _EXACT), json.dumps(found).encode())
 
@@ -323,7 +323,7 @@ def _measured_recall(out: str, k: int, threshold: float | None) -> dict[str, Any
             if name in exact.get(dataset, {}):
                 found.setdefault((dataset, name), set()).add(pair)
     wanted = [
-        (pair in found.get((dataset, name), ()), rank, key / nearest.SCALE)
+        (pair in found.get((dataset, name), ()), rank, key / tiles.SCALE)
         for dataset, queries in exact.items()
         for name, pairs in queries.items()
         for rank, (pair, key) in enumerate(pairs[:k])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,8 +29,22 @@ def write_table(path: str, table: pa.Table, contract: Contract) -> int:
     """
     conformed = contract.conform(table)
     with paths.open_atomic(path) as file:
-        pq.write_table(conformed, file, compression="zstd", row_group_size=65_536, store_schema=True)
+        pq.write_table(
+            conformed, file, row_group_size=65_536, store_schema=True, **_encoding(conformed.schema)
+        )
     return int(conformed.num_rows)
+
+
+def _encoding(schema: pa.Schema) -> dict[str, Any]:
+    """Vectors are written as they are: packing saves a twentieth of their bytes, and doubles the time to read them."""
+    lists = (pa.types.is_list, pa.types.is_fixed_size_list)
+    vectors = {
+        f.name for f in schema if any(of(f.type) for of in lists) and pa.types.is_floating(f.type.value_type)
+    }
+    if not vectors:
+        return {"compression": "zstd"}
+    others = [name for name in schema.names if name not in vectors]
+    return {"compression": dict.fromkeys(others, "zstd"), "use_dictionary": others}
 
 
 class PartWriter:

@@ -101,3 +101,14 @@ def test_embeddings_keep_their_dimension(tmp_path: Path) -> None:
     fixed = contracts.EMBEDDINGS
     folder = finished_folder(str(tmp_path / "e"), EMBEDDINGS, table)
     assert tables.read_folder(folder, fixed).column("embedding").to_pylist() == [[1.0, 0.0]]
+
+
+def test_vectors_are_not_packed(tmp_path: Path) -> None:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(range(64), pa.float32()), 2)
+    table = pa.table({"id": ["a"] * 32, "dataset": ["d"] * 32, "embedding": vectors})
+    (file,) = tables.part_files(finished_folder(str(tmp_path / "e"), EMBEDDINGS, table), contracts.EMBEDDINGS)
+    group = pq.ParquetFile(file).metadata.row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    packed = {c.path_in_schema.split(".")[0]: c.compression == "ZSTD" for c in columns}
+    assert packed == {"id": True, "dataset": True, "label": True, "embedding": False}
+    assert not any(c.has_dictionary_page for c in columns if "embedding" in c.path_in_schema)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dedup import lists
+from dedup import lists, tiles
 from dedup.config import SearchConfig
 from dedup.embed import embeddings_contract, vectors_to_arrow
 from dedup.nearest import Best, block, compare, equal_rows, merged, nearest
@@ -256,6 +256,22 @@ def test_a_great_many_identical_pictures_take_bounded_memory_and_time(tmp_path: 
     (made,) = (windowed.value[1] for windowed in compare_blocks.finish_bundle())
     assert made.ids.tolist() == [[f"t{i:04d}" for i in range(k)]] * 501
     assert made.similarity[-1] == pytest.approx(np.ones(k), abs=1e-5)
+
+
+@pytest.mark.parametrize("order", ["rising", "falling", "mixed"])
+def test_any_order_of_similarities_over_many_tiles(order: str) -> None:
+    # Rising similarities: every row counts when it is met, and notes are settled before a tile's end.
+    base = _unit(tiles.COLUMNS * 2 + 77, 24, 5)
+    queries = np.repeat(_unit(2, 24, 6), tiles.ROWS // 2 + 20, axis=0)
+    likeness = queries[0].astype(np.float64) @ base.astype(np.float64).T
+    if order != "mixed":
+        base = base[np.argsort(likeness if order == "rising" else -likeness)]
+    ids = [f"{i:05d}" for i in range(len(base))]
+    found = nearest(queries, base, ids, 9)
+    assert _listed(found.slice(0, 1)) == _brute(queries[:1], base, ids, 9)
+    assert _listed(found.slice(len(queries) - 1, len(queries))) == _brute(queries[-1:], base, ids, 9)
+    for half in (found.ids[: len(queries) // 2], found.ids[len(queries) // 2 :]):
+        assert (half == half[0]).all()
 
 
 def test_no_shape_of_a_block_changes_a_similarity() -> None:
