@@ -99,6 +99,7 @@ class Site:
     now: Counter[str] = field(default_factory=Counter)
     most: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     lock: threading.Lock = field(default_factory=threading.Lock)
+    talks: int = 0  # connections that have come and not ended
 
     def handler(self, path: str) -> Handle:
         if path in self.handlers:
@@ -116,6 +117,15 @@ class Site:
     def url(self, path: str, host: str = "127.0.0.1", scheme: str = "http") -> str:
         return f"{scheme}://{host}:{self.port}{path}"
 
+    def settle(self) -> None:
+        """Waits until all that clients sent before they ended is noted."""
+        # Connections are taken in the order they came, so after this one none is waiting to be taken.
+        with socket.create_connection(("127.0.0.1", self.port)) as last:
+            last.shutdown(socket.SHUT_WR)
+            last.recv(1)
+        while self.talks:
+            time.sleep(0.001)
+
     def add(self, path: str, body: bytes = b"", status: int = 200, **headers: str) -> str:
         """A path that always answers the same; returns its URL."""
         self.handlers[path] = lambda request: request.reply(body, status, **headers)
@@ -125,6 +135,19 @@ class Site:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
+    site: Site
+
+    def process_request(self, *connection: Any) -> None:
+        with self.site.lock:
+            self.site.talks += 1
+        super().process_request(*connection)
+
+    def process_request_thread(self, *connection: Any) -> None:
+        try:
+            super().process_request_thread(*connection)
+        finally:
+            with self.site.lock:
+                self.site.talks -= 1
 
     def handle_error(self, *_: Any) -> None:
         pass
@@ -135,6 +158,7 @@ def serving(site: Site, tls: ssl.SSLContext | None = None, address: str = "0.0.0
     """Serves on all loopback addresses, so that 127.0.0.1, 127.0.0.2, … are hosts of their own, or on one."""
     handler = type("Bound", (Request,), {"site": site})
     server = _Server((address, 0), handler)
+    server.site = site
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     site.port = server.server_address[1]

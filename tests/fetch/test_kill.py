@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,14 +10,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from pipeline.core.fakes import jpeg
-from tests.fetch.hostile import Site
+from tests.fetch.hostile import Request, Site
 from tests.fetch.test_stage import FLAGS, assert_same, fetch, pairs_of
 
 IMAGES, HOSTS = 3_000, 6
@@ -24,13 +26,24 @@ IMAGES, HOSTS = 3_000, 6
 MORE = ("--rows-per-shard", "300", "--host-concurrency", "1", "--set", "fetch.tdmrep=false")
 # Importing Beam costs more than the run: one process does it and forks a new one for each life.
 LIVES = """
-import os, sys
+import json, os, pathlib, sys, time
 import pipeline.fetch.stage
 from pipeline.cli import main
+
+def stay(folder, pattern, count, publish=os.replace):
+    def at_most(*names):
+        while len(list(pathlib.Path(folder).glob(pattern))) >= count:
+            time.sleep(1)
+        publish(*names)
+    os.replace = at_most
+
 for line in sys.stdin:
+    words, stays = json.loads(line)
     pid = os.fork()
     if not pid:
-        os._exit(main(line.split()))
+        if stays:
+            stay(*stays)
+        os._exit(main(words))
     print(pid, flush=True)
     os.waitpid(pid, 0)
     print("over", flush=True)
@@ -47,21 +60,15 @@ class Lives:
         assert self.child.stdout is not None
         return self.child.stdout.readline().strip()
 
-    def begin(self, *arguments: str) -> int:
+    def begin(self, *arguments: str, stays: tuple[str, str, int] | None = None) -> int:
+        """Starts a life; it stays alive and publishes no more once a folder has so many files of a pattern."""
         assert self.child.stdin is not None
-        print(*arguments, file=self.child.stdin, flush=True)
+        print(json.dumps([arguments, stays]), file=self.child.stdin, flush=True)
         return int(self.line())
 
-    def killed_when(self, moment: Callable[[], bool], *arguments: str) -> bool:
-        """Kills a life at a moment; whether it lived so long."""
-        pid = self.begin(*arguments)
-        until = time.monotonic() + 60
-        while not moment() and time.monotonic() < until:
-            time.sleep(0.002)
-        killed = moment()
+    def kill(self, pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
         assert self.line() == "over"
-        return killed
 
 
 @contextmanager
@@ -74,35 +81,51 @@ def lives() -> Iterator[Lives]:
             child.kill()
 
 
-def count(folder: Path, pattern: str) -> int:
-    return len(list(folder.glob(pattern)))
-
-
 def test_killed_at_twenty_moments_it_ends_as_if_undisturbed(site: Site, tmp_path: Path) -> None:
     draw = random.Random(20)
+    # Of the requests in a life so many are answered; the others wait, so that it does not end before its kill.
+    most = all_of_them = IMAGES * 100
+
+    def answer(body: bytes, request: Request) -> None:
+        while request.site.hits.total() > most:
+            time.sleep(0.002)
+        request.reply(body)
+
     for i in range(IMAGES):  # each its own picture, drawn once
-        site.add(f"/{i}.jpg", jpeg(Image.new("RGB", (40, 40), (i % 256, i // 256, 99))))
+        body = jpeg(Image.new("RGB", (40, 40), (i % 256, i // 256, 99)))
+        site.handlers[f"/{i}.jpg"] = partial(answer, body)
     urls = [site.url(f"/{i}.jpg", f"127.0.0.{1 + i % HOSTS}") for i in range(IMAGES)]
     pairs, out = pairs_of(tmp_path / "pairs", urls), tmp_path / "killed"
     fetch(pairs, tmp_path / "calm", *MORE)
     site.hits.clear()
     site.log.clear()
     served = sorted(draw.sample(range(50, IMAGES - 50), 12))
-    moments: list[Callable[[], bool]] = [
-        *(lambda n=n: site.hits.total() >= n for n in served),
-        *(lambda n=n: count(out, ".staging/decoded/*.parquet") >= n for n in (1, 4, 9)),
-        lambda: count(out, ".staging/joined/*/*.parquet") >= 1,
-        *(lambda n=n: count(out, "*_stats.json") >= n for n in (1, 4, 8)),
-        lambda: count(out, "ledger/part-*.parquet") >= 1,
+    files = [
+        *((".staging/decoded/*.parquet", n) for n in (1, 4, 9)),
+        (".staging/joined/*/*.parquet", 1),
+        *(("*_stats.json", n) for n in (1, 4, 8)),
+        ("ledger/part-*.parquet", 1),
     ]
+    moments: list[int | tuple[str, int]] = [*served, *files]
     assert len(moments) == 20
     again: set[str] = set()
+    command = ("fetch", "--pairs", pairs, "--out", str(out), *FLAGS, *MORE)
     with lives() as wit:
         for moment in moments:
             begun = len(site.log)
-            assert wit.killed_when(moment, "fetch", "--pairs", pairs, "--out", str(out), *FLAGS, *MORE)
+            if isinstance(moment, int):
+                most = moment + 40
+                pid = wit.begin(*command)
+                while site.hits.total() < moment:
+                    time.sleep(0.002)
+            else:
+                pid = wit.begin(*command, stays=(str(out), *moment))
+                while len(list(out.glob(moment[0]))) < moment[1]:
+                    time.sleep(0.002)
+            wit.kill(pid)
+            most = all_of_them
+            site.settle()
             assert not (out / "manifest.json").exists()
-            time.sleep(0.02)  # requests on their way are logged
             last = {host: path for _, host, path in site.log[begun:]}
             again |= set(last.values())
     fetch(pairs, out, *MORE)

@@ -14,9 +14,7 @@ from pipeline.cli import main
 from pipeline.core import manifest
 from pipeline.core.fakes import jpeg, picture
 from tests.fetch.hostile import Clock, Request, Site
-from tests.fetch.test_stage import fetch, pairs_of, rows_of
-
-FLAGS = ("--allow-address", "127.0.0.0/8", "--host-gap-s", "0", "--quiet")
+from tests.fetch.test_stage import FLAGS, fetch, pairs_of, rows_of
 
 
 class Resolver:

@@ -20,7 +20,12 @@ from pipeline.core.fakes import fake_table, finished_folder, jpeg, picture
 from pipeline.fetch.policy import REASONS
 from tests.fetch.hostile import Site
 
-FLAGS = ("--allow-address", "127.0.0.0/8", "--host-gap-s", "0", "--quiet")
+# No machine that runs the tests stalls for so long.
+PATIENT = ("connect_timeout_s=60", "read_timeout_s=60", "deadline_s=120", "min_rate_grace_s=60")
+FLAGS = (
+    *("--allow-address", "127.0.0.0/8", "--host-gap-s", "0", "--quiet"),
+    *(word for limit in PATIENT for word in ("--set", f"fetch.{limit}")),
+)
 
 
 def pairs_of(folder: Path, urls: list[str], **columns: list[Any]) -> str:

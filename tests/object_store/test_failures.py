@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
+import queue
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -199,8 +200,8 @@ def test_a_store_that_breaks_at_any_write_leaves_a_folder_that_the_same_command_
     assert contents(out) == contents(f"{inputs}/{STAGES[stage]}")
 
 
-def _kill(living: list[int]) -> None:
-    os.kill(living[0], signal.SIGKILL)
+def _kill(living: queue.SimpleQueue[int]) -> None:
+    os.kill(living.get(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("stage", ["select", "fetch"])
@@ -208,10 +209,10 @@ def test_killed_at_any_write_it_goes_on(store: Store, inputs: str, stage: str) -
     out = f"s3://{BUCKET}/killed/{stage}"
     with lives() as processes:
         for number in (2, 7):
-            living: list[int] = []
+            living: queue.SimpleQueue[int] = queue.SimpleQueue()
             kill = partial(_kill, living)
             with store.failing(at_write(number, kill, after=False)):
-                living.append(processes.begin(*words_of(stage, inputs, out)))
+                living.put(processes.begin(*words_of(stage, inputs, out)))
                 assert processes.line() == "over"
             nobody_reads(out)
         processes.begin(*words_of(stage, inputs, out))
