@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -160,12 +161,14 @@ class _Terminal(io.StringIO):
         return True
 
 
-def test_progress_shows_rate_and_time_left_on_a_terminal_only() -> None:
+def test_progress_shows_rate_and_time_left_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = _Terminal()
+    now = [1000.0]
+    monkeypatch.setattr("pipeline.core.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
     with Progress("select", total=100, unit="pairs", stream=screen) as shown:
         tick(25)
         shown.update(25, note="warm")
-        shown._started -= 10
+        now[0] += 10
         line = shown.line()
     tick()
     assert line.startswith("select: 50 of 100 pairs, 5.0/s, 10s left")

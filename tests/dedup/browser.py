@@ -94,7 +94,7 @@ class Browser:
         if self.session is not None:
             message["sessionId"] = self.session
         os.write(self.to, json.dumps(message).encode() + b"\0")
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while True:
             answer = self._message(end)
             self._note(answer)
@@ -132,7 +132,7 @@ class Browser:
         assert "exceptionDetails" not in made, made
         return made["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 30) -> None:
+    def wait(self, expression: str, seconds: float = 120) -> None:
         """Waits until an expression is true in the page."""
         end = time.monotonic() + seconds
         # While a page loads, its names are not there yet.

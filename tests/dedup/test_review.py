@@ -187,7 +187,7 @@ def test_a_saved_threshold_is_what_the_report_reads(session: Session, tmp_path: 
 def request(
     server: ReviewServer, method: str, path: str, body: Any = None, **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=120)
     sent = {"Content-Type": "application/json"} if body is not None else {}
     sent.update({name.replace("_", "-"): value for name, value in headers.items()})
     data = None if body is None else body if isinstance(body, bytes) else json.dumps(body)
@@ -321,12 +321,12 @@ def test_the_command_serves_and_ends_at_control_c(tmp_path: Path) -> None:
         line = process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
         assert found is not None, line
-        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=120)
         connection.request("GET", "/")
         assert b"Near-duplicate review" in connection.getresponse().read()
         connection.close()
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=30)
+        _, told = process.communicate(timeout=120)
     assert process.returncode == 0
     assert "review: 0 labels, 0 of 1 thresholds set" in told
     assert "pass --train PATH" in told

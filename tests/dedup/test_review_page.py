@@ -63,6 +63,9 @@ def server(tmp_path: Path) -> Iterator[ReviewServer]:
         thread.join()
 
 
+LOADED = "[...document.querySelectorAll('.pic img')].every(i => i.complete && i.naturalWidth === 60)"
+
+
 def _labels(page: Any) -> int:
     return int(page.value("state.counts.same + state.counts.different + state.counts.skip"))
 
@@ -75,9 +78,7 @@ def test_a_review_by_keys_and_clicks(server: ReviewServer, tmp_path: Path) -> No
             "(() => { const s = at('datasets'); s.value = 'a'; s.dispatchEvent(new Event('change')); })()"
         )
         page.wait("state.dataset === 'a' && document.querySelectorAll('.pic img').length === 2")
-        page.wait(
-            "[...document.querySelectorAll('.pic img')].every(i => i.complete && i.naturalWidth === 60)"
-        )
+        page.wait(LOADED)
         first = page.value("state.pair.index")
         page.key("s")
         page.wait("state.counts.same === 1")
@@ -105,6 +106,7 @@ def test_a_review_by_keys_and_clicks(server: ReviewServer, tmp_path: Path) -> No
 
         while _labels(page) < 26:
             count, index = _labels(page), page.value("state.pair.index")
+            page.wait(LOADED)  # a picture that comes late would move the button away
             page.click("#same" if index < 12 else "#different")
             page.wait(f"state.counts.same + state.counts.different === {count + 1}")
         assert page.value("state.best.found") == 12

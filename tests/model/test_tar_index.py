@@ -99,7 +99,6 @@ def test_damage(tmp_path: Path) -> None:
     assert list(members(str(path))) == []
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("size", [b"-0000001000\0", b"-1\0", b" -1000 "])
 def test_a_negative_size_is_damage(tmp_path: Path, size: bytes) -> None:
     data = bytearray(packed([("a.jpg", b"x" * 700), ("b.jpg", b"y" * 700)], tarfile.USTAR_FORMAT))
