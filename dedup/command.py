@@ -57,14 +57,17 @@ def _embed(made: argparse.ArgumentParser) -> None:
     _threads(made)
 
 
-def _index(made: argparse.ArgumentParser) -> None:
+def _index(made: argparse.ArgumentParser, probes: int = 8) -> None:
     made.add_argument(
         "--index",
         choices=("exact", "ivf"),
         help="exact (default), or ivf: compare with the nearest lists only, and measure what that misses",
     )
     made.add_argument(
-        "--probes", type=int, metavar="N", help="lists that each training picture visits with ivf (default 8)"
+        "--probes",
+        type=int,
+        metavar="N",
+        help=f"lists that each training picture visits with ivf (default {probes})",
     )
 
 
@@ -84,6 +87,7 @@ def _groups(made: argparse.ArgumentParser) -> None:
         metavar="T",
         help="similarity from which on two belong together; default: calibrated",
     )
+    _index(made, probes=4)
     _threads(made)
 
 

@@ -252,12 +252,17 @@ class GroupsConfig:
     Attributes:
         train: Embeddings of the training set.
         threshold: Similarity from which on two pictures belong together; default: the detector's calibrated one.
+        index: ``exact`` compares all with all; ``ivf`` within lists of alike pictures only, and measures what that
+            misses.
+        probes: Lists that each picture visits with ``ivf``; default: 4.
         block_rows: Rows held in memory while all rows after them stream past.
         threads: Threads of each worker's arithmetic.
     """
 
     train: str | None = input_path()
     threshold: float | None = None
+    index: Literal["exact", "ivf"] = "exact"
+    probes: int | None = None
     block_rows: int = unhashed(32_768)
     threads: int = unhashed(1)
 
@@ -265,6 +270,7 @@ class GroupsConfig:
         for name in ("block_rows", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
+        _check_index(self.index, self.probes)
         if self.threshold is not None and not -1 < self.threshold <= 1:
             raise ValueError(f"threshold must lie in (-1, 1], is {self.threshold}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -43,21 +44,31 @@ class Lists:
             return cls(centroids=held["centroids"], order=held["order"], starts=held["starts"])
 
 
-def make(values: np.ndarray) -> Lists:
-    """Cuts embeddings into 2 √N lists by k-means: float32 [N, d]; equal input gives equal lists."""
+def centroids(values: np.ndarray, count: int) -> np.ndarray:
+    """Centroids of length 1 by k-means: float32 [N, d] -> float32 [count, d]; equal input gives equal centroids."""
+    return _trained(values, count)[0]
+
+
+def _trained(values: np.ndarray, count: int) -> tuple[np.ndarray, Any]:
     import faiss
 
     faiss.omp_set_num_threads(1)  # sums of several threads have no fixed order
-    count = max(1, min(len(values), round(2 * len(values) ** 0.5)))
     means = faiss.Kmeans(
         values.shape[1], count, niter=10, seed=1, spherical=True, min_points_per_centroid=1, verbose=False
     )
     means.train(values)
-    _, nearest = means.index.search(values, 1)
+    return np.array(means.centroids, np.float32).reshape(count, -1), means.index
+
+
+def make(values: np.ndarray) -> Lists:
+    """Cuts embeddings into 2 √N lists by k-means: float32 [N, d]; equal input gives equal lists."""
+    count = max(1, min(len(values), round(2 * len(values) ** 0.5)))
+    trained, index = _trained(values, count)
+    _, nearest = index.search(values, 1)
     of = nearest[:, 0]
     order = np.argsort(of, kind="stable")
     starts = np.searchsorted(of[order], np.arange(count + 1))
-    return Lists(centroids=np.array(means.centroids).reshape(count, -1), order=order, starts=starts)
+    return Lists(centroids=trained, order=order, starts=starts)
 
 
 def compare(best: Best, queries: np.ndarray, block: Block, lists: Lists, probes: int) -> None:

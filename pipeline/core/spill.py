@@ -54,10 +54,11 @@ class Spill(beam.DoFn):
 
     Args:
         folder: Where the files go; whoever runs the pipeline removes it.
+        held_bytes: Rows of so many bytes are held until they are written.
     """
 
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
+    def __init__(self, folder: str, held_bytes: int = SPILL_BYTES) -> None:
+        self._folder, self._held_bytes = folder, held_bytes
 
     def start_bundle(self) -> None:
         """Starts with nothing held."""
@@ -72,7 +73,7 @@ class Spill(beam.DoFn):
         table = table.replace_schema_metadata(None)
         self._held.setdefault(table.schema, {}).setdefault(part, []).append(table)
         self._bytes += table.nbytes
-        if self._bytes >= SPILL_BYTES:
+        if self._bytes >= self._held_bytes:
             yield from self._flush()
 
     def finish_bundle(self) -> Iterator[WindowedValue]:

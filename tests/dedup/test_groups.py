@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import tracemalloc
 from collections import defaultdict
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dedup import lists
+from dedup.coarse import VisitLists
 from dedup.config import GroupsConfig
 from dedup.embed import embeddings_contract, vectors_to_arrow
-from dedup.groups import LinkBlocks, Links, MergeLinks, joined, link, run
+from dedup.groups import LinkBlocks, run
+from dedup.linking import Links, MergeLinks, joined, link
 from dedup.vectors import plan_blocks
 from pipeline.cli import main
 from pipeline.core import manifest, tables
@@ -134,6 +138,85 @@ def test_blocks_of_one_row_change_no_byte(tmp_path: Path) -> None:
     ]
 
 
+def test_an_index_says_what_it_misses_and_leaves_no_trace_of_blocks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = _clusters(11, rows=900)
+    values = np.concatenate(
+        [values, np.repeat(values[:2], 40, axis=0)]
+    )  # more copies than a picture is asked for
+    train = _folder(tmp_path / "train", values, [f"{i * 37 % 1009:04d}" for i in range(len(values))])
+    exact = GroupsConfig(train=train, threshold=0.995)
+    ivf = dataclasses.replace(exact, index="ivf", probes=1)
+    found = {}
+    for name, config, options in (
+        ("exact", exact, QUIET),
+        ("all", dataclasses.replace(ivf, probes=99), QUIET),
+        ("one", ivf, RunOptions()),
+        ("block", dataclasses.replace(ivf, block_rows=23), QUIET),
+        ("two", dataclasses.replace(ivf, block_rows=23), TWO),
+    ):
+        out = tmp_path / name
+        done = run(config, str(out), options)
+        assert done is not None
+        assert sorted(p.name for p in out.iterdir()) == [
+            "drop-ids.txt",
+            "manifest.json",
+            "part-00000.parquet",
+        ]
+        found[name] = ([(out / f).read_bytes() for f in ("part-00000.parquet", "drop-ids.txt")], done.extra)
+    # As many probes as lists: everything is compared with everything.
+    assert found["all"][0] == found["exact"][0]
+    assert found["all"][1]["recall"]["together"] == 1
+    assert (found["one"][1]["lists"], found["one"][1]["probes"]) == (63, 1)
+    assert found["one"] == found["block"] == found["two"]
+    said = found["one"][1]["recall"]
+    assert f"{said['together']:.1%} are in their groups" in capsys.readouterr().err
+    group = [
+        {r["pair_id"]: r["group"] for r in tables.read_folder(str(tmp_path / n), GROUPS).to_pylist()}
+        for n in ("exact", "one")
+    ]
+    assert said["pictures"] == len(values)
+    assert 0.5 < said["together"] < 1
+    kept = [group[1].get(name) for name in group[0]]
+    assert 0.5 < sum(k is not None for k in kept) / len(kept) < 1
+
+
+def test_no_picture_is_left_out_of_its_lists(tmp_path: Path) -> None:
+    values = _clusters(4, rows=500)
+    train = _folder(tmp_path / "train", values, [f"{i:04d}" for i in range(500)])
+    files = tables.part_files(train, EMBEDDINGS)
+    (tmp_path / "lists").mkdir()
+    centroids = lists.centroids(values, 20)
+    (tmp_path / "lists" / "centroids.npy").write_bytes(centroids.tobytes())
+    visit = VisitLists(files, str(tmp_path / "lists"), 3, 4, 1)
+    visit.setup()
+    rows = [(part, row) for part, table in visit.process((0, 0, 500)) for row in table.to_pylist()]
+    exact = np.round(values.astype(np.float64) @ centroids.astype(np.float64).T, 5)
+    wanted = np.argsort(-exact, axis=1, kind="stable")[:, :3]
+    assert sorted((r["place"], r["list"]) for _, r in rows) == sorted(
+        (i, of) for i in range(500) for of in wanted[i]
+    )
+    assert sorted((r["place"], r["list"]) for _, r in rows if r["home"]) == list(enumerate(wanted[:, 0]))
+    assert all(part == r["list"] % 4 for part, r in rows)
+    assert all(r["embedding"] == values[r["place"]].tolist() for _, r in rows[:50])
+
+
+def test_an_index_over_a_few_pictures(tmp_path: Path) -> None:
+    one = _folder(tmp_path / "one", _unit(1, 8, 0), ["a"])
+    done = run(GroupsConfig(train=one, threshold=0.9, index="ivf"), str(tmp_path / "o"), QUIET)
+    assert done is not None
+    assert (done.rows, done.extra["lists"]) == (0, 1)
+    same = _folder(tmp_path / "same", np.repeat(_unit(1, 8, 0), 3, axis=0), list("abc"))
+    done = run(GroupsConfig(train=same, threshold=0.9, index="ivf"), str(tmp_path / "s"), QUIET)
+    assert done is not None
+    assert (done.rows, done.extra["to_drop"], done.extra["recall"]["together"]) == (3, 2, 1)
+    empty = fake_folder(str(tmp_path / "empty"), EMBEDDINGS, 0)
+    done = run(GroupsConfig(train=empty, threshold=0.9, index="ivf"), str(tmp_path / "none"), QUIET)
+    assert done is not None
+    assert done.rows == 0
+
+
 def test_nothing_alike_gives_an_empty_table(tmp_path: Path) -> None:
     train = _folder(
         tmp_path / "train", np.eye(6, dtype=np.float32), [str(i) for i in range(6)], threshold=0.9
@@ -180,6 +263,7 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--threshold", "0.9"], 2, "no embeddings given"),
         (["--train", train], 2, "no threshold given"),
         (["--train", train, "--threshold", "1.5"], 2, "threshold must lie in"),
+        (["--train", train, "--threshold", "0.9", "--probes", "2"], 2, "probes belongs to --index ivf"),
         (["--train", bad, "--threshold", "0.9"], 1, "NaN or infinity"),
         (["--train", str(tmp_path / "no"), "--threshold", "0.9"], 1, "no such folder"),
     ]
