@@ -186,13 +186,14 @@ def one_side(folder: Path, size: int) -> list[str]:
 
 BLOCKS = ("--set", "dedup.groups.block_rows=1500")
 CASES = {
-    "queries": Case(make=dump, base=4, shared=250),
+    "queries": Case(make=dump, base=16, shared=250),
     "candidates": Case(make=pages, base=1_000, shared=16_000),
     "select": Case(make=captions, base=10_000, shared=524_288),
     "fetch": Case(make=links, base=40, shared=1_000),
     "dedup embed": Case(make=pictures, base=40, shared=2_048),
     "dedup search": Case(make=both_sides, base=20_000, shared=640_000),
-    "dedup groups": Case(make=one_side, base=1_500, shared=24_000, flags=BLOCKS),
+    "dedup groups": Case(make=one_side, base=5_000, shared=24_000, flags=BLOCKS),
+    "dedup groups --index ivf": Case(make=one_side, base=20_000, shared=320_000),
 }
 
 
