@@ -46,7 +46,9 @@ LIMITS = {
     "too_slow": dataclasses.replace(PATIENT, min_rate_grace_s=0.2),
     "deadline": dataclasses.replace(PATIENT, min_rate_grace_s=0.2, deadline_s=20.0),
 }
-PACE = 2_500.0  # bytes a second of the servers that are just fast enough, by the clock of their requests
+# The servers that are just fast enough, by the clock of their requests. It goes on by leaps, so that between them there
+# are seconds left for a machine that is slow.
+LEAP_S, LEAP_BYTES = 10.0, 25_000
 # Headers, one chunk read ahead, and the framing of chunks.
 MOST_BYTES = CAP + CAP // 64 + connection.HEAD_BYTES + 2 * connection.CHUNK
 ROBOTS_BYTES = 512 * 1024 * 65 // 64 + connection.HEAD_BYTES + 2 * connection.CHUNK
@@ -75,7 +77,9 @@ class Here(threading.local):
 
     def monotonic(self) -> float:
         """Stands for ``time.monotonic`` in the client."""
-        return time.monotonic() if self.paced_since is None else self.paced_since + self.bytes / PACE
+        if self.paced_since is None:
+            return time.monotonic()
+        return self.paced_since + LEAP_S * (self.bytes // LEAP_BYTES)
 
 
 HERE = Here()
