@@ -46,7 +46,7 @@ _PER_LIST = 32
 ASKED, NEAREST = 1024, 10
 # Rows that look for their lists at once; rows that a part of the lists should have; and bytes of rows that are held
 # until they are written: with many parts, smaller files would hold few rows of each.
-_VISITING, _PART, _HELD_BYTES = 8_192, 65_536, 128 << 20
+_VISITING, _PART, _HELD_BYTES = 8_192, 65_536, 64 << 20
 _CENTROIDS, _ASKED, _EXACT = "centroids.npy", "asked.parquet", "exact.json"
 # Number of a file, first row, rows.
 Span = tuple[int, int, int]
