@@ -25,7 +25,8 @@ from PIL import Image
 from benchmarks.detector_failures import tables
 from benchmarks.detector_pictures import Item, stored
 from benchmarks.detector_transforms import BEYOND, PAPER, TRANSFORMS
-from dedup import detector as detectors
+from dedup import fused
+from dedup.folder import Loaded, load
 
 SOURCES, ABSENT, LEFT_OUT, K = 48, 500, 125, 10
 Embed = Callable[[Sequence[Image.Image]], np.ndarray]
@@ -128,14 +129,14 @@ def run(
     return Result(name, known.shape[1], 1000 * took, nearest(known, asked, targets), threshold)
 
 
-def ours(loaded: detectors.Loaded) -> Embed:
+def ours(loaded: Loaded) -> Embed:
     """The detector: preparing and embedding, without decoding."""
 
     def embed(images: Sequence[Image.Image]) -> np.ndarray:
         parts = []
         for start in range(0, len(images), 64):
-            pixels = [detectors.looks(x, loaded.detector.architecture) for x in images[start : start + 64]]
-            parts.append(detectors.embed(loaded.detector, np.stack(pixels)))
+            pixels = [loaded.detector.looks(x) for x in images[start : start + 64]]
+            parts.append(fused.embed(loaded.detector, np.stack(pixels)))
         return np.concatenate(parts)
 
     return embed
@@ -225,7 +226,7 @@ def main() -> None:
     methods = {} if options.no_peers else peers()
     shipped: dict[str, float | None] = {}
     for folder in options.detector:
-        loaded = detectors.load(folder)
+        loaded = load(folder)
         methods[folder] = ours(loaded)
         shipped[folder] = loaded.threshold
     results = [run(name, embed, gallery, queries, shipped.get(name)) for name, embed in methods.items()]

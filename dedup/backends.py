@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dedup import detector as detectors
-from dedup import external
-from dedup.detector import Loaded
+from dedup import external, folder
+from dedup.folder import Loaded
 from dedup.processes import CPU, device_of
 from pipeline.core.errors import UsageError
 
@@ -56,7 +55,7 @@ class Learned:
     @property
     def dimension(self) -> int:
         """Length of an embedding."""
-        return self.loaded.detector.architecture.embedding
+        return self.loaded.detector.dimension
 
     @property
     def threshold(self) -> float | None:
@@ -70,7 +69,7 @@ class Learned:
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """The detector's looks at a picture."""
-        return detectors.looks(image, self.loaded.detector.architecture)
+        return self.loaded.detector.looks(image)
 
     def embed(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         """float32 [N, dimension], rows of length 1."""
@@ -177,7 +176,7 @@ def open_backend(name: str, *, input_file: str | None = None, device: str = "cpu
     if foreign:
         return external.open_external(name, input_file, device_of(device))
     if found is None:
-        loaded = detectors.load(name)
+        loaded = folder.load(name)
         loaded.detector.to(device_of(device))
         return Learned(loaded, device_of(device))
     try:

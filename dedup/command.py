@@ -25,6 +25,9 @@ def _train(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--start", metavar="DIR", help="a detector to go on from (with --set dedup.train.whole_pairs)"
     )
+    made.add_argument(
+        "--beside", metavar="DIR", help="a detector that stands beside the trained one in every embedding"
+    )
     made.add_argument("--pairs", type=int, metavar="N", help="pairs of pictures to train on")
     made.add_argument("--batch-size", type=int, metavar="N", help="pairs in a batch")
     made.add_argument(

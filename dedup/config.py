@@ -75,6 +75,10 @@ class TrainConfig:
             shape of the detector that ships.
         start: Folder of a detector with a head to go on from. Only ``whole_pairs`` are trained then, at
             ``learning_rate``, among pictures that it takes for alike; its map stays. ``preset`` must be its own.
+        beside: Folder of a detector whose embeddings stand beside the trained one's in every embedding
+            (:mod:`dedup.fused`); the threshold is calibrated for both together.
+        beside_share: Share of a similarity that is that detector's; default: of a quarter, a half and three quarters
+            the one with which the calibration expects most.
         pairs: Pairs (a picture and its altered copy) to train on; the paper took about 30 million pictures.
         joined_pictures: Pictures on which the linear map over all features is solved; it changes little beyond.
         head_pairs: Pairs of ready-made features that the head is trained on; default: 20 for each of ``pairs``.
@@ -113,6 +117,8 @@ class TrainConfig:
     images: tuple[str, ...] = input_paths()
     preset: Literal["resnet50", "general", "small"] = "small"
     start: str | None = input_path()
+    beside: str | None = input_path()
+    beside_share: float | None = None
     pairs: int = 8_000
     joined_pictures: int = 10_000
     head_pairs: int | None = None
@@ -153,8 +159,8 @@ class TrainConfig:
             raise ValueError(f"snapshot_minutes must be at least 0, is {self.snapshot_minutes}")
         if self.batch_size is not None and self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 to compare with others, is {self.batch_size}")
-        for name in ("prior", "precision", "least_recall", "held_out"):
-            if not 0 < getattr(self, name) < 1:
+        for name in ("prior", "precision", "least_recall", "held_out", "beside_share"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, is {getattr(self, name)}")
         for name in ("neighbour_share", "warmup_share", "held_share"):
             if not 0 <= getattr(self, name) <= 1:
@@ -172,6 +178,8 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} has no effect with start, which trains whole_pairs only; leave it out"
                 )
+        if self.beside is None and "beside_share" in given:
+            raise ValueError("beside_share has no effect without beside; leave it out")
         if self.learning_rate is not None and self.learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, is {self.learning_rate}")
         if self.weight_decay < 0:

@@ -8,9 +8,7 @@ a small learned head, so that minutes of training on a laptop give a detector th
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
-import json
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -23,14 +21,8 @@ from torch.nn import functional as F
 
 from dedup.descriptor import DIMENSION, describe, framed, soft_hash
 from dedup.layers import BlurPool2d, Bottleneck, WeightNormConv2d
-from pipeline.core import config as configuration
-from pipeline.core import paths
-from pipeline.core.errors import ContractError, InputError, WitError
 from pipeline.core.pictures import over_white
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-CONTRACT = "detector/1"
-MADE_BY = "wit dedup train"
 # Larger declared sizes are refused before they are decoded.
 MAX_PIXELS = 64_000_000
 # Share of a side by which the wider and the closer look differ from the picture.
@@ -158,6 +150,25 @@ class Detector(nn.Module):
             self.register_buffer("centre", torch.zeros(total))
             self.register_buffer("projection", torch.eye(a.joined, total))
             self.joined_head = JoinedHead(a.joined, a.hidden, a.found)
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self.architecture.embedding
+
+    @property
+    def sight(self) -> tuple[int, int, int]:
+        """Shape of :meth:`looks`; equal ones are looks at the same."""
+        a = self.architecture
+        return (18 if a.joined else 3, a.image_px, a.image_px)
+
+    def looks(self, image: Image.Image) -> np.ndarray:
+        """What an embedding is made from; see :func:`looks`."""
+        return looks(image, self.architecture)
+
+    def described(self) -> dict[str, Any]:
+        """Its shape, as its folder's configuration keeps it."""
+        return {"architecture": dataclasses.asdict(self.architecture)}
 
     def learned(self, pixels: Tensor) -> Tensor:
         """The network's own output.
@@ -317,105 +328,3 @@ def looks(image: Image.Image, architecture: Architecture) -> np.ndarray:
     ground = Image.new("RGB", (image.width + 2 * wide, image.height + 2 * high), image.getpixel((0, 0)))
     ground.paste(image, (wide, high))
     return np.concatenate([whole, prepare(ground, side, joined=True), nearer])
-
-
-@torch.inference_mode()
-def embed(detector: Detector, pixels: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
-    """Embeds prepared pictures in batches: uint8 [N, C, S, S] -> float32 [N, d]."""
-    detector.eval()
-    found = [
-        detector(torch.from_numpy(pixels[i : i + batch_size])).numpy()
-        for i in range(0, len(pixels), batch_size)
-    ]
-    if not found:
-        return np.zeros((0, detector.architecture.embedding), np.float32)
-    return np.concatenate(found)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A detector from a folder.
-
-    Attributes:
-        detector: The network, in evaluation mode.
-        threshold: Calibrated similarity from which on a pair counts as a copy; ``None`` if never calibrated.
-        sha256: Identity: weights and architecture.
-    """
-
-    detector: Detector
-    threshold: float | None
-    sha256: str
-
-
-def save(
-    folder: str, detector: Detector, *, threshold: float | None, notes: dict[str, Any], half: bool = False
-) -> str:
-    """Writes ``model.safetensors`` and ``config.json``; returns the detector's sha256.
-
-    Args:
-        folder: Where to.
-        detector: The network.
-        threshold: Calibrated similarity.
-        notes: More entries for ``config.json``, as the calibration's figures.
-        half: Write weights at half precision; loading widens them again.
-    """
-    from safetensors.torch import save as to_bytes
-
-    kept = torch.float16 if half else torch.float32
-    state = {k: v.detach().cpu().to(kept).contiguous() for k, v in detector.state_dict().items()}
-    weights = to_bytes(state)
-    values = {
-        "contract": CONTRACT,
-        "architecture": dataclasses.asdict(detector.architecture),
-        "threshold": threshold,
-        **notes,
-    }
-    paths.write_bytes(paths.join(folder, WEIGHTS), weights)
-    text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-    paths.write_bytes(paths.join(folder, CONFIG), text.encode())
-    return identity(weights, detector.architecture)
-
-
-def identity(weights: bytes, architecture: Architecture) -> str:
-    """SHA-256 of what decides an embedding."""
-    shape = json.dumps(dataclasses.asdict(architecture), sort_keys=True)
-    return hashlib.sha256(weights + shape.encode()).hexdigest()
-
-
-def load(folder: str) -> Loaded:
-    """Reads a detector's folder.
-
-    Raises:
-        InputError: The folder or a file is missing or damaged.
-        ContractError: It holds something else.
-    """
-    from safetensors.torch import load as from_bytes
-
-    for name in (CONFIG, WEIGHTS):
-        if not paths.exists(paths.join(folder, name)):
-            raise InputError(
-                f"no detector here: {name} is missing", where=folder, hint=f"`{MADE_BY}` makes one"
-            )
-    where = paths.join(folder, CONFIG)
-    try:
-        values = json.loads(paths.read_bytes(where))
-        found = values.get("contract")
-        shape, threshold = values["architecture"], values["threshold"]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ContractError("not a detector's configuration", where=where, found=repr(error)) from error
-    if found != CONTRACT:
-        raise ContractError("another contract", where=where, expected=CONTRACT, found=found)
-    if not isinstance(shape, dict):
-        raise ContractError("not a detector's configuration", where=where, expected="an architecture table")
-    architecture = configuration.from_table(Architecture, shape, where=where)
-    weights = paths.read_bytes(paths.join(folder, WEIGHTS))
-    detector = Detector(architecture)
-    try:
-        detector.load_state_dict(from_bytes(weights))
-    except WitError:
-        raise
-    except Exception as error:  # safetensors and torch each have their own classes for damage
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError("damaged detector weights", where=paths.join(folder, WEIGHTS), found=line) from error
-    detector.eval()
-    return Loaded(detector=detector, threshold=threshold, sha256=identity(weights, architecture))

@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 
 from dedup import confounders, images
-from dedup import detector as detectors
 from dedup.backends import Backend, files_of, open_backend, stand_in
 from dedup.collection import UNREADABLE
 from dedup.config import EmbedConfig
 from dedup.detector import decode, size
+from dedup.folder import WEIGHTS
 from pipeline.core import beam as stages
 from pipeline.core import counters, paths, tables
 from pipeline.core.contracts import DROPPED, EMBEDDINGS, Contract
@@ -68,7 +68,7 @@ def require_detector(folder: str | None) -> str:
     if folder is not None:
         return folder
     shipped = str(SHIPPED)
-    if not paths.exists(paths.join(shipped, detectors.WEIGHTS)):
+    if not paths.exists(paths.join(shipped, WEIGHTS)):
         raise UsageError(
             "no detector given, and none ships with this installation",
             hint="train one with `wit dedup train --images PATH --out DIR` and pass --detector DIR",

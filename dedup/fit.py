@@ -16,7 +16,8 @@ from dedup.collection import Collection, draw_batch, keyed_hash
 from dedup.config import AugmentConfig, TrainConfig
 from dedup.contrast import Arithmetic, Batch, Schedule
 from dedup.descriptor import DIMENSION, discriminant
-from dedup.detector import PRESETS, Detector, load, prepare
+from dedup.detector import PRESETS, Detector, prepare
+from dedup.folder import load
 from dedup.processes import Processes, blocks
 from dedup.trainer import Batches, Trainer
 from pipeline.core.errors import InputError, UsageError
@@ -184,12 +185,12 @@ def started(config: TrainConfig, folder: str) -> Detector:
             batch size and learning rate would be taken.
     """
     detector = load(folder).detector
-    if not detector.architecture.joined:
+    if not isinstance(detector, Detector) or not detector.architecture.joined:
         raise InputError(
             "no detector to go on from",
             where=folder,
             expected="one with a head over learned and unlearned features",
-            found="a network alone",
+            found="a network alone" if isinstance(detector, Detector) else "several detectors",
             hint="one without is trained anew, on more pairs",
         )
     preset = next((name for name, shape in PRESETS.items() if shape == detector.architecture), config.preset)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 
 import numpy as np
 import torch
@@ -20,8 +19,10 @@ from dedup.calibrate import Calibration, choose_threshold
 from dedup.collection import UNREADABLE, Collection
 from dedup.config import TrainConfig
 from dedup.contrast import TEMPERATURE
-from dedup.detector import CONFIG, CONTRACT, WEIGHTS, Detector, looks, save
+from dedup.detector import Detector
 from dedup.fit import copy_seeds, embed_pictures, fit, started
+from dedup.folder import CONFIG, CONTRACT, WEIGHTS, load, save
+from dedup.fused import Fused
 from dedup.processes import Processes, working_together
 from pipeline.core import paths, snapshots, tables
 from pipeline.core.contracts import DROPPED
@@ -36,6 +37,8 @@ METRICS = "metrics.jsonl"
 PROXY_BATCH = 1712
 POSITIVES = 2
 HELD_OUT_AT_MOST = 20_000
+# Shares of a similarity that a detector beside the trained one may have.
+SHARES, EVEN = (0.25, 0.5, 0.75), 0.5
 
 
 def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
@@ -48,8 +51,11 @@ def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
         WitError: Bad pictures or settings, a loss that is not a number, or an output that cannot be written.
     """
     chunks = images.plan(config.images)
+    # Wrong ones are known before the pictures are read.
     if config.start:
-        started(config, config.start)  # a wrong one is known before the pictures are read
+        started(config, config.start)
+    if config.beside:
+        load(config.beside)
     if options.dry_run:
         return _run_first(config, chunks, Processes(), out, options)
     with working_together(config.device) as processes:
@@ -84,7 +90,7 @@ def _run_first(
             stage=STAGE,
             contract=CONTRACT,
             config=config,
-            inputs=(*config.images, config.start) if config.start else config.images,
+            inputs=[*config.images, *(path for path in (config.start, config.beside) if path)],
             out=out,
             options=options,
             owned=(WEIGHTS, CONFIG, METRICS, *snapshots.NAMES),
@@ -144,13 +150,17 @@ def train(
                 expected="some hundred at least",
                 found=f"{len(pictures)} readable of {pictures.read}",
             )
-        detector, lines = fit(
+        trained, lines = fit(
             config, pictures, known, processes=processes, snapshots=snapshots.Snapshots(out), quiet=quiet
         )
+        detector = beside(config, trained, EVEN).to(processes.device)
         if config.half:
             detector.half().float()  # calibrated as it will be loaded
         with Progress(f"{STAGE}: calibrating", unit="pictures", quiet=quiet):
             clean, altered = held_out_embeddings(config, detector, pictures, held_out, processes)
+        if isinstance(detector, Fused):
+            share = best_share(config, trained.dimension, pictures, held_out, clean, altered)
+            detector = beside(config, trained, share).to(processes.device)
         calibration = calibrate(config, pictures, held_out, clean, altered)
         accuracy, compared = proxy_accuracy(pictures.groups[held_out], clean[held_out], altered[0])
         found: dict[str, object] = {"threshold": calibration.threshold, "held_out_accuracy": accuracy}
@@ -163,17 +173,64 @@ def train(
             engine=f"torch {torch.__version__} {processes.device.type}",
             extra={
                 **found,
-                "dimension": detector.architecture.embedding,
+                "dimension": detector.dimension,
+                **({"shares": list(detector.shares)} if isinstance(detector, Fused) else {}),
                 "held_out_compared": compared,
                 "calibration": asdict(calibration),
             },
         )
 
 
+def beside(config: TrainConfig, trained: Detector, share: float) -> Detector | Fused:
+    """The trained detector with the one that stands beside it, if there is one, and its share of a similarity."""
+    if not config.beside:
+        return trained
+    made = Fused([trained, load(config.beside).detector], [1 - share, share])
+    return made.eval()
+
+
+def best_share(
+    config: TrainConfig,
+    width: int,
+    pictures: Collection,
+    held_out: np.ndarray,
+    clean: np.ndarray,
+    altered: Sequence[np.ndarray],
+) -> float:
+    """The share of what stands beside the trained detector: the configured one, or the best of :data:`SHARES`.
+
+    That is the one with the highest expected precision at its calibrated threshold, as far as it is wanted; of those
+    that have the wanted one, the one with the highest recall.
+
+    Args:
+        config: How to calibrate.
+        width: Dimension of the trained detector's embeddings, which come first.
+        pictures: Where the pictures are.
+        held_out: int64 [H].
+        clean: float32 [N, d] of :func:`held_out_embeddings` with equal shares; changed to those with the chosen one.
+        altered: Likewise.
+    """
+
+    def weigh(before: float, after: float) -> None:
+        for part, ratio in ((slice(width), (1 - after) / (1 - before)), (slice(width, None), after / before)):
+            for made in (clean, *altered):
+                made[:, part] *= np.float32(ratio**0.5)
+
+    now, found = EVEN, {}
+    for share in SHARES if config.beside_share is None else ():
+        weigh(now, share)
+        now = share
+        made = calibrate(config, pictures, held_out, clean, altered)
+        found[share] = (min(made.precision, config.precision), made.recall)
+    chosen = max(found, key=found.__getitem__) if config.beside_share is None else config.beside_share
+    weigh(now, chosen)
+    return chosen
+
+
 def write(
     config: TrainConfig,
     out: str,
-    detector: Detector,
+    detector: Detector | Fused,
     lines: Sequence[dict[str, object]],
     calibration: Calibration,
 ) -> str:
@@ -185,7 +242,11 @@ def write(
 
 
 def held_out_embeddings(
-    config: TrainConfig, detector: Detector, pictures: Collection, held_out: np.ndarray, processes: Processes
+    config: TrainConfig,
+    detector: Detector | Fused,
+    pictures: Collection,
+    held_out: np.ndarray,
+    processes: Processes,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Embeddings of the distinct pictures, and of some altered copies of the held-out ones.
 
@@ -198,15 +259,13 @@ def held_out_embeddings(
     if len(distinct) > config.compared:
         places = np.linspace(0, len(others) - 1, max(1, config.compared - len(held_out)))
         distinct = np.union1d(held_out, others[np.unique(places.astype(np.int64))])
-    prepared = partial(looks, architecture=detector.architecture)
-    dimension = detector.architecture.embedding
 
     def embedded(chosen: np.ndarray, seeds: Sequence[int | None]) -> np.ndarray:
         return embed_pictures(
-            detector, dimension, prepared, pictures, chosen, seeds, config.augment, processes
+            detector, detector.dimension, detector.looks, pictures, chosen, seeds, config.augment, processes
         )
 
-    clean = np.zeros((len(pictures), dimension), np.float32)
+    clean = np.zeros((len(pictures), detector.dimension), np.float32)
     clean[distinct] = embedded(distinct, [None] * len(distinct))
     altered = [
         embedded(held_out, copy_seeds(pictures, held_out, copy, seed=config.seed))

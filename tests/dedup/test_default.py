@@ -12,8 +12,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from dedup.config import EmbedConfig
-from dedup.detector import Loaded, embed, load, looks
 from dedup.embed import SHIPPED, run
+from dedup.folder import Loaded, load
+from dedup.fused import embed
 from pipeline.core import manifest
 from pipeline.core.stage import RunOptions
 
@@ -38,7 +39,7 @@ def _scene(seed: int) -> Image.Image:
 
 
 def _embedded(shipped: Loaded, pictures: list[Image.Image]) -> np.ndarray:
-    return embed(shipped.detector, np.stack([looks(x, shipped.detector.architecture) for x in pictures]))
+    return embed(shipped.detector, np.stack([shipped.detector.looks(x) for x in pictures]))
 
 
 def test_it_is_small_and_carries_its_licence() -> None:

@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dedup.detector import PRESETS, Architecture, Detector, JoinedHead, decode, embed, load, prepare, save
+from dedup.detector import PRESETS, Architecture, Detector, JoinedHead, decode, prepare
+from dedup.folder import load, save
+from dedup.fused import embed
 from dedup.layers import BlurPool2d, Bottleneck, WeightNormConv2d
 from pipeline.core.errors import ContractError, InputError
 from pipeline.core.fakes import picture

@@ -15,8 +15,9 @@ from dedup.calibrate import choose_threshold
 from dedup.collection import Collection, draw_batch
 from dedup.config import TrainConfig
 from dedup.contrast import Schedule, info_nce
-from dedup.detector import PRESETS, Detector, load, save
+from dedup.detector import PRESETS, Detector
 from dedup.fit import BATCH_SIZES, LEARNING_RATES
+from dedup.folder import load, save
 from dedup.train import proxy_accuracy, run
 from pipeline.cli import main
 from pipeline.core import manifest
