@@ -57,6 +57,7 @@ def _fetch(base: Path) -> list[str]:
     return [
         "--pairs", str(base / "select"), "--contact", "tests@example.invalid", "--allow-address", "127.0.0.0/8",
         "--host-gap-s", "0", "--image-size", "72", "--set", "fetch.min_image_size=16", "--rows-per-shard", "20",
+        "--set", "fetch.read_timeout_s=60", "--set", "fetch.deadline_s=120",
     ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ OPENED = (
     )),
     "sun.nio.ch", "sun.nio.cs", "sun.security.action", "sun.util.calendar",
 )  # fmt: skip
-START_S = 120.0
+START_S = 300.0
 
 
 def free_port(rows: int = 1) -> int:
