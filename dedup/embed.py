@@ -2,8 +2,8 @@
 
 An element is a shard or a chunk of files; its pictures are read in a fixed order and embedded in batches of a
 fixed size, so an embedding's bits do not depend on which worker made it. Pictures are decoded in threads while the
-detector works on those before them. What a chunk gave is kept in :data:`CHUNKS` until the folder is finished: a killed
-run goes on with the chunks that are missing.
+detector works on those before them, and equal files in a chunk are embedded once. What a chunk gave is kept in
+:data:`CHUNKS` until the folder is finished: a killed run goes on with the chunks that are missing.
 """
 
 from __future__ import annotations
@@ -236,13 +236,16 @@ class EmbedChunks(beam.DoFn):
         contract = embeddings_contract(self.backend.dimension, half=self.config.half)
         found: list[pa.Table] = []
         lost: list[Lost] = []
-        ahead = 2 * self.config.batch_size
-        pictures = prepared(images.read(chunk), self.backend, ahead, self.config.decode_threads)
+        once = Once(images.read(chunk))
+        pictures = prepared(once, self.backend, 2 * self.config.batch_size, self.config.decode_threads)
         for batch in batches(pictures, self.config.batch_size):
             table, dropped = embed_batch(self.backend, batch, chunk.dataset, half=self.config.half)
+            once.note(batch)
             found.append(table)
             lost += dropped
-        made = (pa.concat_tables(found) if found else contract.empty(), tables.dropped_table(STAGE, lost))
+        table = pa.concat_tables(found) if found else contract.empty()
+        table, dropped = once.again(table)
+        made = (table, tables.dropped_table(STAGE, lost + dropped))
         file = _kept_file(self.out, chunk)
         # The embeddings last: where they are, the whole chunk is.
         tables.write_table(_kept_dropped(file), made[1], DROPPED)
@@ -269,6 +272,62 @@ class Prepared:
     height: int = 0
     spread: float = 0.0
     lost: tuple[str, str | None] | None = None
+
+
+class Once:
+    """A chunk's pictures without those whose bytes came before; what became of the first goes for all of them.
+
+    The same file lies on many pages of the web.
+
+    Args:
+        pictures: All of them.
+    """
+
+    def __init__(self, pictures: Iterable[images.Picture]) -> None:
+        self._pictures = pictures
+        self._waiting: deque[bytes | None] = deque()
+        self._repeated: list[tuple[images.Picture, bytes]] = []
+        self._rows: dict[bytes, int] = {}
+        self._lost: dict[bytes, tuple[str, str | None]] = {}
+        self._count = 0
+
+    def __iter__(self) -> Iterator[images.Picture]:
+        """Yields the first of each."""
+        seen: set[bytes] = set()
+        for picture in self._pictures:
+            key = None if picture.data is None else hashlib.sha256(picture.data).digest()
+            if key in seen and key is not None:
+                self._repeated.append((dataclasses.replace(picture, data=None), key))
+                tick()
+                continue
+            if key is not None:
+                seen.add(key)
+            self._waiting.append(key)
+            yield picture
+
+    def note(self, batch: Sequence[Prepared]) -> None:
+        """Takes down what became of pictures, in the order in which they were given out."""
+        for one in batch:
+            key = self._waiting.popleft()
+            if key is not None and one.lost is not None:
+                self._lost[key] = one.lost
+            elif key is not None:
+                self._rows[key] = self._count
+            self._count += one.lost is None
+
+    def again(self, table: pa.Table) -> tuple[pa.Table, list[Lost]]:
+        """Adds those that were left out to the table of the others; those without an embedding are dropped rows."""
+        lost = [
+            (self._lost[key][0], p.id, self._lost[key][1]) for p, key in self._repeated if key in self._lost
+        ]
+        kept = [(p, self._rows[key]) for p, key in self._repeated if key in self._rows]
+        if not kept:
+            return table, lost
+        more = table.combine_chunks().take(pa.array([row for _, row in kept], pa.int64()))
+        for name, values in (("id", [p.id for p, _ in kept]), ("label", [p.label for p, _ in kept])):
+            place = table.schema.get_field_index(name)
+            more = more.set_column(place, table.schema.field(place), pa.array(values, pa.string()))
+        return pa.concat_tables([table, more]), lost
 
 
 def prepare(picture: images.Picture, backend: Backend) -> Prepared:

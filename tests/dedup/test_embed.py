@@ -81,6 +81,34 @@ def test_bad_pictures_are_dropped_rows(folder: str, detector: str, tmp_path: Pat
     assert lost.column("id").to_pylist() == ["empty.jpg", "red/broken.png"]
 
 
+def test_the_same_bytes_are_embedded_once(
+    folder: str, detector: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "twice"
+    shutil.copytree(folder, root)
+    whole = (root / "red" / "00.png").read_bytes()
+    (root / "a" / "b").mkdir(parents=True)
+    for place, data in (("a/1.png", whole), ("a/2.png", whole), ("a/3.png", b"x"), ("a/4.png", b"x")):
+        (root / place).write_bytes(data)
+    seen = []
+    prepare = embed.prepare
+
+    def counted(picture: images.Picture, backend: Backend) -> embed.Prepared:
+        seen.append(picture.id)
+        return prepare(picture, backend)
+
+    monkeypatch.setattr(embed, "prepare", counted)
+    config = EmbedConfig(images=(str(root),), detector=detector, batch_size=4)
+    done = run(config, str(tmp_path / "out"), QUIET)
+    assert done is not None
+    assert (done.rows_in, done.rows, done.dropped) == (28, 26, {"unreadable-image": 2})
+    assert sorted(x for x in seen if x.startswith(("a/", "red/00"))) == ["a/1.png", "a/3.png"]
+    rows = {r["id"]: r for r in tables.read_folder(str(tmp_path / "out"), EMBEDDINGS).to_pylist()}
+    same = [rows[name] for name in ("red/00.png", "a/1.png", "a/2.png")]
+    assert [row["label"] for row in same] == ["red", "a", "a"]
+    assert all({**row, "id": "", "label": ""} == {**same[0], "id": "", "label": ""} for row in same)
+
+
 def test_a_truncated_shard_loses_its_rest_only(shards: str, detector: str, tmp_path: Path) -> None:
     copy = tmp_path / "shards"
     shutil.copytree(shards, copy)
