@@ -29,11 +29,13 @@ test: check
 test-spark: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 ENGINES=all $(BIN)/python -m pytest tests/engines
 
-# The workers' image without Docker: its steps in a Debian root, then stages on a Beam worker from it, byte for byte. As
-# root, with debootstrap; 8 GB and some minutes.
-IMAGE_ROOT ?= build/worker-root
+# The images without Docker: their steps in Debian roots, then stages on a Beam worker from the one, the compose file's
+# services and trainings from the other, byte for byte. As root, with debootstrap; IMAGES=worker or trainer for one alone.
+IMAGES ?= worker trainer
+IMAGE_ROOT ?= build/images
 test-images: $(VENV)/core.stamp
-	$(BIN)/python docker/prove.py --root $(IMAGE_ROOT)
+	mkdir -p $(IMAGE_ROOT)
+	for image in $(IMAGES); do $(BIN)/python docker/prove.py --image $$image --root $(IMAGE_ROOT)/$$image || exit 1; done
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -24,9 +24,14 @@ for matching in clean metaclip; do
     wit select --candidates "$work/candidates" --queries "$work/queries" --matching "$matching" --out "$work/$matching" --quiet
 done
 mkdir "$work/pictures"
-python - "$work/pictures/one.png" <<'PY'
+python - "$work/pictures" <<'PY'
 import sys
 from PIL import Image
-Image.radial_gradient("L").save(sys.argv[1])
+for n in range(3):
+    Image.radial_gradient("L").rotate(30 * n).save(f"{sys.argv[1]}/{n}.png")
 PY
 wit dedup embed --images "$work/pictures" --out "$work/embeddings" --quiet
+for index in exact ivf; do
+    wit dedup search --train "$work/embeddings" --eval "$work/embeddings" --index "$index" --out "$work/$index" --quiet
+    wit dedup groups --train "$work/embeddings" --threshold 0.9 --index "$index" --out "$work/$index-groups" --quiet
+done
