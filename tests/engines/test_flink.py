@@ -12,6 +12,8 @@ from tests.engines import chain, flink, jars
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1500),
+    # LOOPBACK's workers are threads of this process; they complain when the job server hangs up on them.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
     pytest.mark.skipif(
         bool(jars.missing_tools()), reason=f"not installed: {', '.join(jars.missing_tools())}"
     ),
