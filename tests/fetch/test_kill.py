@@ -15,15 +15,16 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from pipeline.core.fakes import jpeg
 from tests.fetch.hostile import Request, Site
 from tests.fetch.test_stage import FLAGS, assert_same, fetch, pairs_of
 
-IMAGES, HOSTS = 3_000, 6
+IMAGES, HOSTS = 1_500, 6
 # With one request at a time a host's next request says that its last answer was written down.
-MORE = ("--rows-per-shard", "300", "--host-concurrency", "1", "--set", "fetch.tdmrep=false")
+MORE = ("--rows-per-shard", "150", "--host-concurrency", "1", "--set", "fetch.tdmrep=false")
 # Importing Beam costs more than the run: one process does it and forks a new one for each life.
 LIVES = """
 import json, os, pathlib, sys, time
@@ -81,6 +82,7 @@ def lives() -> Iterator[Lives]:
             child.kill()
 
 
+@pytest.mark.timeout(1200)  # of twenty lives
 def test_killed_at_twenty_moments_it_ends_as_if_undisturbed(site: Site, tmp_path: Path) -> None:
     draw = random.Random(20)
     # Of the requests in a life so many are answered; the others wait, so that it does not end before its kill.
