@@ -113,8 +113,15 @@ def dots(first: np.ndarray, second: np.ndarray, rows: np.ndarray, columns: np.nd
         float64 [P].
     """
     found = np.empty(len(rows))
-    _dots(first, second, rows, columns, found)
+    _dots(_plain(first), _plain(second), _plain(rows), _plain(columns), found)
     return found
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """The values row by row and read-only, as Arrow's buffers are, so that one compiled version serves all."""
+    view = np.ascontiguousarray(values).view()
+    view.flags.writeable = False
+    return view
 
 
 @compiled
