@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import table
-from pipeline.core import scaling
+from pipeline.core import scaling, spill
 from pipeline.core.scaling import Cost, Point, Prices
+from pipeline.select import shuffle
+from pipeline.select import stage as select_stage
 
 FOLDER = Path(__file__).parents[1] / "docs"
 PAGE, CHART = FOLDER / "scale.md", FOLDER / "scale.svg"
@@ -17,6 +19,8 @@ PAGE, CHART = FOLDER / "scale.md", FOLDER / "scale.svg"
 DUMP_MB, CANDIDATES, PAIRS = 100_000, 10e9, 400e6
 COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b45f93", "#5b6470", "#a67c00", "#1b1f24")
 OF = {2: "pair of pictures", 1.5: "picture, times 2/3 of the root of all"}
+# Rows that pass the filter of `benchmarks/captions.py`, and bytes of a packed and of a dropped row of its.
+PASSED, PACKED_BYTES, DROPPED_BYTES = 0.7, 84, 124
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 300, 48, 100, 28, 30
 
 
@@ -86,17 +90,20 @@ def paper_table(found: list[Cost]) -> str:
             short(one.core_hours),
             short(one.way_bytes / 1e9),
             f"{one.worker_mb:,.0f}",
-            short(one.submitter_hours),
-            short(one.submitter_gb) if one.submitter_gb else "–",
+            short(one.serial_hours) if one.serial_hours else "–",
             f"{one.dollars:,.0f}",
         ]
         for one in found
     ]
     head = [
-        "stage", "size", "core-hours", "GB on the way", "MB of a worker", "hours of the submitter",
-        "GB of the submitter", "dollars",
+        "stage", "size", "core-hours", "GB on the way", "MB of a worker", "hours of one worker alone", "dollars",
     ]  # fmt: skip
     return table(head, rows)
+
+
+def pieces(rows: float, row_bytes: float, file_bytes: float, parts: float) -> float:
+    """How many pieces workers hand to each other: one of each file for each part."""
+    return rows * row_bytes / file_bytes * parts
 
 
 def page() -> str:
@@ -105,8 +112,11 @@ def page() -> str:
     by = {one.stage: one for one in found}
     prices = Prices()
     select, groups, listed = by["select"], by["dedup groups"], by["dedup groups --index ivf"]
-    per = scaling.RATES["select"].submitter_bytes
     missing = ", ".join(f"`{stage}`" for stage in scaling.RATES if stage not in scaling.measured())
+    parts = CANDIDATES / select_stage.PACKED_ROWS
+    packed = 3 * pieces(CANDIDATES * PASSED, PACKED_BYTES, shuffle.HELD_BYTES, parts)
+    lost = CANDIDATES - PAIRS
+    dropped = pieces(lost, DROPPED_BYTES, spill.SPILL_BYTES, lost / select_stage.PART_ROWS)
     hours, dollars = (
         sum(getattr(one, name) for one in found if one is not groups) for name in ("core_hours", "dollars")
     )
@@ -122,19 +132,21 @@ candidates and prices (`--dollars-core-hour`, `--dollars-way-gb`).
 All stages, groups with `--index ivf`: {hours:,.0f} core-hours, {dollars:,.0f} dollars.
 
 ## Which stage stops first
-1. **`select`, by the memory of one machine.** Workers filter and match; which pairs stay is then decided by one
-   process on the machine that submits, on arrays of all matches: {per:,.0f} bytes a candidate,
-   {per * select.units / 1e12:,.1f} TB for 10 billion; 64 GB are enough for {64e3 / per:,.0f} million. The same
-   process writes the pairs, in {select.submitter_hours:,.0f} hours. Until the balance is a pipeline itself, split
-   the candidates by a hash of the URL and select each split with its share of the cap: `wit plan --sample SHARE`
-   plans such a split.
-2. **`dedup groups`, by arithmetic, unless `--index ivf` is given.** Exactly, every picture meets every other:
+1. **`dedup groups`, by arithmetic, unless `--index ivf` is given.** Exactly, every picture meets every other:
    {groups.core_hours:,.0f} core-hours at 400 million pictures, {groups.core_hours / 1e4:,.1f} at 4 million. Within
    lists of alike pictures it takes {listed.core_hours:,.0f} by the rate at 160,000 pictures, the most that was
    measured, and says which share of the near-duplicates that finds. One process makes the lists by k-means from
    64 √N pictures: 1.3 million here, 1.8 GB.
-3. **`fetch`, by politeness and bandwidth, not by machines.** A host is asked once a second: one with a million
+2. **`fetch`, by politeness and bandwidth, not by machines.** A host is asked once a second: one with a million
    pictures takes twelve days, whatever the number of workers. `wit plan` names the largest host.
+3. **`select`, by one step that no second worker can share.** Workers filter, match, unite duplicates, count captions
+   and write; which pairs stay is chosen by one of them, pair by pair in the order of rank: {select.serial_hours:,.1f}
+   hours for 10 billion candidates (`python -m benchmarks.choice`), in which the others wait. It holds a number for each
+   query and a stretch of pairs, so its memory does not grow.
+4. **What is sorted into parts, by the number of pieces.** Workers write a file for some megabytes of rows, with a
+   piece for each part, and files and parts both grow with the input: at 10 billion candidates {packed / 1e6:,.0f}
+   million pieces lie between the steps of `select`, and {dropped / 1e6:,.0f} million wait to become its dropped rows,
+   in parts of half a million. A piece is one read, of a range; on an object store that is one request.
 
 What a stage puts on the way lies in files below its output folder until it is read; an engine's own shuffle carries
 their names.

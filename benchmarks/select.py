@@ -135,7 +135,7 @@ def _phase_of(out: Path) -> Callable[[], str]:
 
     def phase() -> str:
         nonlocal reached
-        signs = ((work / "buckets", 3), (work / "total", 2), (work / "matched", 1))
+        signs = ((out / ".rows.tmp", 3), (work / "by-caption", 2), (work / "matched", 1))
         reached = max(reached, *(number if sign.exists() else 0 for sign, number in signs))
         return PHASES[reached]
 

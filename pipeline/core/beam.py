@@ -21,7 +21,7 @@ from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from pipeline.core import counters, paths, tables
 from pipeline.core.contracts import DROPPED, Contract
 from pipeline.core.errors import StageFailedError, UsageError, WitError
-from pipeline.core.spill import Chunk, Spill, read_chunks
+from pipeline.core.spill import Chunk, Spill, read_chunks, split
 
 LOCAL_RUNNER = "FnApiRunner"
 # What an engine that places workers is asked for; a process of a stage takes up to 1.0 GB (docs/scale.md).
@@ -124,8 +124,7 @@ def split_table(table: pa.Table, *, key: str, partitions: int) -> list[tuple[int
         return []
     if partitions == 1:
         return [(0, table)]
-    parts = partition_of(table.column(key).to_pylist(), partitions)
-    return [(int(p), table.take(pa.array(np.flatnonzero(parts == p)))) for p in np.unique(parts)]
+    return split(table, partition_of(table.column(key).to_pylist(), partitions))
 
 
 def sorted_table(chunks: Iterable[pa.Table], order: Sequence[str]) -> pa.Table:

@@ -257,6 +257,27 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
+def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+    """Pieces of files of one file system, by first byte and the one after the last; a store is asked for all at once.
+
+    Raises:
+        InputError: A file cannot be opened.
+    """
+    if not ranges:
+        return []
+    fs, _ = filesystem(ranges[0][0])
+    names = {path: filesystem(path)[1] for path in {path for path, _, _ in ranges}}
+    starts, ends = [start for _, start, _ in ranges], [end for _, _, end in ranges]
+    where = ranges[0][0]
+    with store_errors(where) if is_store(fs) else contextlib.nullcontext():
+        try:
+            return list(fs.cat_ranges([names[path] for path, _, _ in ranges], starts, ends, on_error="raise"))
+        except OSError as error:
+            if is_store(fs):
+                raise
+            raise InputError("cannot open", where=where, found=error.strerror or error) from error
+
+
 def remove(path: str) -> None:
     """Removes a file or a folder with all it holds; nothing happens if it is not there."""
     fs, name = filesystem(path)

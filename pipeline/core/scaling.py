@@ -29,8 +29,7 @@ class Rate:
         cpu_s: CPU seconds of workers for a unit; of a pair of units where the power is 2. All seconds are this, times
             the units to their power, divided by the power.
         power: With which the seconds grow.
-        submitter_s: CPU seconds for a unit of the machine that submits, which no worker shares.
-        submitter_bytes: Memory for a unit there.
+        serial_s: CPU seconds for a unit of a worker that no other can help.
         way_bytes: Written on the way between workers for a unit.
         worker_mb: Peak of a process.
         source: The command that measured it.
@@ -39,8 +38,7 @@ class Rate:
     unit: str
     cpu_s: float
     power: float = 1
-    submitter_s: float = 0.0
-    submitter_bytes: float = 0.0
+    serial_s: float = 0.0
     way_bytes: float
     worker_mb: float
     source: str
@@ -78,7 +76,7 @@ RATES: Final = {
     # whose peak was 2,326 MB, 230 of them at its start. A third of 1,577 MB that three processes took. Bytes on the
     # way: benchmarks.scale, 20,000.
     "select": Rate(
-        unit="candidates", cpu_s=75.9e-6, submitter_s=6.84e-6, submitter_bytes=210, way_bytes=273,
+        unit="candidates", cpu_s=75.9e-6, serial_s=0.2e-6, way_bytes=273,
         worker_mb=526, source="benchmarks.select --rows 10000000 --workers 2",
     ),
     # 30.3 CPU seconds for 5,000 photographs of 109 kB, stored as 32 kB; both wait on the way.
@@ -120,10 +118,9 @@ class Cost:
         units: How many of its units.
         unit: What they are.
         core_hours: Of all workers together.
-        submitter_hours: CPU hours of the machine that submits, which no worker shares.
+        serial_hours: Of these, those of one worker that no other can help: the stage takes as long.
         way_bytes: Written on the way between workers.
         worker_mb: Measured peak of a process.
-        submitter_gb: What grows in the memory of the machine that submits.
         dollars: At the prices.
     """
 
@@ -131,10 +128,9 @@ class Cost:
     units: float
     unit: str
     core_hours: float
-    submitter_hours: float
+    serial_hours: float
     way_bytes: float
     worker_mb: float
-    submitter_gb: float
     dollars: float
 
 
@@ -148,18 +144,17 @@ def cost(stage: str, units: float, prices: Prices, *, times: float = 1.0) -> Cos
         times: Of the workers' CPU seconds, where they depend on another number too.
     """
     rate = RATES[stage]
-    core_hours = rate.cpu_s * units**rate.power / rate.power * times / 3600
-    submitter_hours, way = rate.submitter_s * units / 3600, rate.way_bytes * units
+    serial_hours, way = rate.serial_s * units / 3600, rate.way_bytes * units
+    core_hours = rate.cpu_s * units**rate.power / rate.power * times / 3600 + serial_hours
     return Cost(
         stage=stage,
         units=units,
         unit=rate.unit,
         core_hours=core_hours,
-        submitter_hours=submitter_hours,
+        serial_hours=serial_hours,
         way_bytes=way,
         worker_mb=rate.worker_mb,
-        submitter_gb=rate.submitter_bytes * units / 1e9,
-        dollars=(core_hours + submitter_hours) * prices.core_hour + way / 1e9 * prices.way_gb,
+        dollars=core_hours * prices.core_hour + way / 1e9 * prices.way_gb,
     )
 
 

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
@@ -16,37 +17,66 @@ from apache_beam.utils.windowed_value import WindowedValue
 from pipeline.core import paths
 
 SPILL_BYTES = 32 << 20
+READ_AT_ONCE = 64
 
-# A spilled chunk: its file, and which record batch of the file it is.
-Chunk = tuple[str, int]
+# A spilled chunk: its file, where it begins there, and where it ends. It says itself what its columns are: a file of
+# many parts has no index that each of them would have to read.
+Chunk = tuple[str, int, int]
+
+
+def split(rows: pa.Table, part: np.ndarray) -> list[tuple[int, pa.Table]]:
+    """The rows of each part, ascending by part, in the order in which they stand.
+
+    Args:
+        rows: Rows.
+        part: int64[n], each one's part.
+    """
+    if not len(part):
+        return []
+    if part.min() == part.max():
+        return [(int(part[0]), rows)]
+    order = np.argsort(part, kind="stable")
+    numbers, starts = np.unique(part[order], return_index=True)
+    in_order = rows.take(pa.array(order)).combine_chunks()
+    ends = np.r_[starts[1:], len(order)]
+    return [
+        (number, in_order.slice(start, end - start))
+        for number, start, end in zip(numbers.tolist(), starts.tolist(), ends.tolist(), strict=True)
+    ]
 
 
 def write_chunks(
     folder: str, tables_by_part: Sequence[tuple[int, Sequence[pa.Table]]]
 ) -> list[tuple[int, Chunk]]:
-    """Writes rows of several parts as one Arrow file, each part's as one record batch; returns where they are.
+    """Writes rows of several parts as one file, each part's as an Arrow stream of its own; returns where they are.
 
     Each call makes a file of a new name: what a retried bundle wrote twice, its result names once.
     """
     path = paths.join(folder, f"{uuid.uuid4().hex}.tmp")
-    schema = tables_by_part[0][1][0].schema
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     chunks: list[tuple[int, Chunk]] = []
-    with paths.open_atomic(path) as file, pa.ipc.new_file(file, schema, options=options) as writer:
+    end = 0
+    with paths.open_atomic(path) as file:
         for part, held in tables_by_part:
-            for batch in pa.concat_tables(held).combine_chunks().to_batches():
-                writer.write_batch(batch)
-                chunks.append((part, (path, len(chunks))))
+            rows = pa.concat_tables(held).combine_chunks()
+            packed = pa.BufferOutputStream()
+            with pa.ipc.new_stream(packed, rows.schema, options=options) as writer:
+                writer.write_table(rows)
+            data = packed.getvalue()
+            file.write(data)
+            chunks.append((part, (path, end, end + data.size)))
+            end += data.size
     return chunks
 
 
 def read_chunks(chunks: Iterable[Chunk]) -> list[pa.Table]:
     """The rows of each chunk."""
-    found = []
-    for path, index in chunks:
-        with paths.open_input(path, decompress=False) as file:
-            found.append(pa.Table.from_batches([pa.ipc.open_file(file).get_batch(index)]))
-    return found
+    listed = list(chunks)
+    return [
+        pa.ipc.open_stream(data).read_all()
+        for first in range(0, len(listed), READ_AT_ONCE)
+        for data in paths.read_ranges(listed[first : first + READ_AT_ONCE])
+    ]
 
 
 class Spill(beam.DoFn):

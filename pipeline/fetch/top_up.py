@@ -21,7 +21,7 @@ from pipeline.core.contracts import PAIRS, QUERY_COUNTS
 from pipeline.core.errors import InputError, UsageError
 from pipeline.fetch.shards import MARKS
 from pipeline.fetch.staging import write_parquet
-from pipeline.select.balance import NOT_KEPT, choose_cap, pair_hash, rank_of, rarest_first
+from pipeline.select.balance import NOT_KEPT, Wishes, choose_cap, pair_hash, rank_of
 
 RESERVE: Final = "reserve"
 COUNTS: Final = "query-counts.parquet"
@@ -54,12 +54,7 @@ class Pool:
         kept = np.zeros(len(self.ids), dtype=bool)
         kept[alive] = True
         indptr = np.r_[0, np.cumsum(lengths[alive])].astype(np.int64)
-        wishes = rarest_first(
-            indptr,
-            self.query_ids[np.repeat(kept, lengths)],
-            queries=len(self.matched),
-            matched=self.matched,
-        )
+        wishes = Wishes(indptr, self.query_ids[np.repeat(kept, lengths)], self.matched)
         outcome = np.full(len(self.ids), NOT_KEPT, dtype=np.int32)
         outcome[alive] = choose_cap(wishes, self.rank[alive], cap=self.cap).query_id
         return outcome

@@ -7,7 +7,8 @@ the order of the pairs by a keyed hash of (seed, ``pair_id``). Neither depends o
 propose to their queries from the rarest on; a query keeps the first ``cap`` proposers by rank and refuses the
 others, who propose to their next query, until nobody is left who can. (This is deferred acceptance, Gale and
 Shapley 1962. Since all queries rank alike it has one stable outcome: the same as letting the pairs choose one
-after another by rank, each the rarest of its queries that is not full.) Hence a pair is lost only if all its
+after another by rank, each the rarest of its queries that is not full. That is how it is done, by :class:`Room`: what
+it must know is how much room each query has left, so pairs may stream past.) Hence a pair is lost only if all its
 queries are full, with pairs of lower rank, and a larger cap only adds pairs: with more room nobody does worse. A pair
 that is lost leaves no trace in the others, so the pairs kept under one cap and the full counts decide every smaller
 cap. The paper's sentence, "including up to 20,000 (image, text) pairs per query", read strictly.
@@ -21,17 +22,24 @@ pairs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+
+try:
+    from pipeline.core.alphabet import compiled
+except ImportError:  # no numba for this machine: the same, slowly
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as it is."""
+        return function
+
 
 BLOCK: Final = 2**22
 """Queries of pairs that are worked on at a time: all else would need many times the memory of the pairs themselves."""
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
-_32: Final = np.uint64(32)
-_LOW: Final = np.uint64(2**32 - 1)
 NOT_KEPT: Final = -1
 
 
@@ -78,13 +86,128 @@ def rank_of(pair_hashes: np.ndarray, ties: np.ndarray) -> np.ndarray:
     return rank
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """Which queries each pair may count for, in the order in which it asks them: all that no cap can change.
+def rarity(matched: np.ndarray) -> np.ndarray:
+    """int32[q]: each query's place in the order from the rarest on (equally rare: by id)."""
+    place = np.empty(len(matched), dtype=np.int32)
+    place[np.argsort(matched, kind="stable")] = np.arange(len(matched), dtype=np.int32)
+    return place
+
+
+@compiled
+def _choose(
+    order: np.ndarray, indptr: np.ndarray, query_ids: np.ndarray,
+    place: np.ndarray, room: np.ndarray, capped: np.ndarray, outcome: np.ndarray,
+) -> None:  # fmt: skip
+    """Each pair in turn takes the rarest of its queries that is not full; a full one's place is ``-1 - place``."""
+    for pair in order:
+        best, query, refused = len(place), -1, False
+        for k in range(indptr[pair], indptr[pair + 1]):
+            here = place[query_ids[k]]
+            if here < 0:
+                refused = True
+            elif here < best:
+                best, query = here, query_ids[k]
+        if refused:
+            for k in range(indptr[pair], indptr[pair + 1]):
+                here = place[query_ids[k]]
+                if here < 0 and -1 - here < best:
+                    capped[query_ids[k]] = True
+        outcome[pair] = query
+        if query >= 0:
+            room[query] -= 1
+            if room[query] == 0:
+                place[query] = -1 - place[query]
+
+
+class Room:
+    """What is left of the queries' cap, while pairs choose in the order of rank: the whole state of the balance.
+
+    Args:
+        matched: int64[q], pairs that contain each query, of all that will be asked.
+        cap: Most pairs per query, at least 1.
 
     Attributes:
-        indptr: int64[n + 1]; pair i asks ``query_ids[indptr[i]:indptr[i + 1]]``.
-        query_ids: int32[m], of each pair from the rarest on (equally rare: by id).
+        capped: bool[q], queries that turned a pair away so far.
+    """
+
+    def __init__(self, matched: np.ndarray, cap: int) -> None:
+        self._place = rarity(matched)
+        self._cap, self._room = cap, np.full(len(matched), cap, dtype=np.int64)
+        self.capped = np.zeros(len(matched), dtype=np.bool_)
+
+    @property
+    def selected(self) -> np.ndarray:
+        """int64[q]: pairs that count for each query so far."""
+        return self._cap - self._room
+
+    def choose(
+        self, indptr: np.ndarray, query_ids: np.ndarray, order: np.ndarray | None = None
+    ) -> np.ndarray:
+        """int32[n]: the query that each of the next pairs counts for, or -1.
+
+        Args:
+            indptr: int64[n + 1]; pair i contains ``query_ids[indptr[i]:indptr[i + 1]]``, in any order.
+            query_ids: int32[m].
+            order: int64[n], who chooses first; as they stand unless given.
+        """
+        outcome = np.empty(len(indptr) - 1, dtype=np.int32)
+        order = np.arange(len(outcome)) if order is None else order
+        given = [_read_only(order), _read_only(indptr), _read_only(query_ids)]
+        _choose(*given, self._place, self._room, self.capped, outcome)
+        return outcome
+
+
+class Draws:
+    """MetaCLIP's sampling: each query draws each of its pairs or not, whatever becomes of the others.
+
+    Args:
+        matched: int64[q], pairs that contain each query.
+        cap: MetaCLIP's t.
+
+    Attributes:
+        capped: bool[q], queries that cannot draw all their pairs.
+        selected: int64[q], pairs that count for each query so far.
+    """
+
+    def __init__(self, matched: np.ndarray, cap: int) -> None:
+        self._place, self._matched, self._cap = rarity(matched), matched, cap
+        self.capped = matched > cap
+        self.selected = np.zeros(len(matched), dtype=np.int64)
+
+    def choose(self, indptr: np.ndarray, query_ids: np.ndarray, pair_hashes: np.ndarray) -> np.ndarray:
+        """int32[n]: the query that each of the next pairs counts for, the rarest whose draw succeeded, or -1.
+
+        Args:
+            indptr: int64[n + 1]; pair i contains ``query_ids[indptr[i]:indptr[i + 1]]``, in any order.
+            query_ids: int32[m].
+            pair_hashes: uint64[n], of :func:`pair_hash`.
+        """
+        outcome = np.full(len(pair_hashes), NOT_KEPT, dtype=np.int32)
+        for first, end in _blocks(indptr):
+            asked = query_ids[indptr[first] : indptr[end]]
+            owner = np.repeat(np.arange(first, end), np.diff(indptr[first : end + 1]))
+            won = np.flatnonzero(draw(pair_hashes[owner], asked) * self._matched[asked] < self._cap)
+            # The rarest is written last.
+            won = won[np.argsort(-self._place[asked[won]], kind="stable")]
+            outcome[owner[won]] = asked[won]
+        self.selected += np.bincount(outcome[outcome >= 0], minlength=len(self.selected))
+        return outcome
+
+
+def _read_only(values: np.ndarray) -> np.ndarray:
+    # As Arrow's buffers are: one compiled version serves all.
+    view = values.view()
+    view.flags.writeable = False
+    return view
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """Which queries each pair may count for, and how rare they are: all that no cap can change.
+
+    Attributes:
+        indptr: int64[n + 1]; pair i contains ``query_ids[indptr[i]:indptr[i + 1]]``, in any order.
+        query_ids: int32[m].
         matched: int64[q], pairs that contain each query.
     """
 
@@ -93,33 +216,18 @@ class Wishes:
     matched: np.ndarray
 
 
-def rarest_first(
-    indptr: np.ndarray, query_ids: np.ndarray, *, queries: int, matched: np.ndarray | None = None
-) -> Wishes:
-    """The pairs' queries in the order in which they are asked.
+def counted(indptr: np.ndarray, query_ids: np.ndarray, *, queries: int) -> Wishes:
+    """Wishes of pairs that are all there are.
 
     Args:
         indptr: int64[n + 1]; pair i contains ``query_ids[indptr[i]:indptr[i + 1]]``, without repeats.
         query_ids: int32[m].
         queries: Number of queries q; ids lie in [0, q).
-        matched: int64[q], where these pairs are only some of those that were counted.
     """
-    if matched is None:
-        matched = _counts(query_ids, queries)
-    by_rarity = np.lexsort((np.arange(len(matched)), matched)).astype(np.int32)
-    place = np.empty(len(matched), dtype=np.uint64)
-    place[by_rarity] = np.arange(len(matched), dtype=np.uint64)
-    wishes = np.empty(len(query_ids), dtype=np.int32)
-    for first, end in _blocks(indptr):
-        here = slice(indptr[first], indptr[end])
-        # One number for the pair and the rarity of its query, so that values are sorted and not places.
-        keys = (_owners(indptr, first, end).astype(np.uint64) << _32) | place[query_ids[here]]
-        keys.sort()
-        wishes[here] = by_rarity[keys & _LOW]
-    return Wishes(indptr, wishes, matched)
+    return Wishes(indptr, query_ids, count_queries(query_ids, queries))
 
 
-def _counts(query_ids: np.ndarray, queries: int) -> np.ndarray:
+def count_queries(query_ids: np.ndarray, queries: int) -> np.ndarray:
     """int64[q]: how often each query occurs."""
     counts = np.zeros(queries, dtype=np.int64)
     for begin in range(0, len(query_ids), BLOCK):
@@ -137,15 +245,10 @@ def _blocks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
         first = end
 
 
-def _owners(indptr: np.ndarray, first: int, end: int) -> np.ndarray:
-    """Which pair, from ``first`` on, each entry of a stretch belongs to."""
-    return np.repeat(np.arange(end - first), np.diff(indptr[first : end + 1]))
-
-
 def balance_cap(
     indptr: np.ndarray, query_ids: np.ndarray, rank: np.ndarray, *, queries: int, cap: int
 ) -> Balanced:
-    """Deferred acceptance; see the module's text.
+    """Choice by rank; see the module's text.
 
     Args:
         indptr: int64[n + 1]; pair i contains ``query_ids[indptr[i]:indptr[i + 1]]``, without repeats.
@@ -154,45 +257,20 @@ def balance_cap(
         queries: Number of queries q; ids lie in [0, q).
         cap: Most pairs per query.
     """
-    return choose_cap(rarest_first(indptr, query_ids, queries=queries), rank, cap=cap)
+    return choose_cap(counted(indptr, query_ids, queries=queries), rank, cap=cap)
 
 
 def choose_cap(asked_for: Wishes, rank: np.ndarray, *, cap: int) -> Balanced:
     """:func:`balance_cap` of pairs whose wishes are known; the larger the cap, the more pairs, and none is lost.
 
     Args:
-        asked_for: Of :func:`rarest_first`.
+        asked_for: The pairs and their queries.
         rank: int64[n], a permutation: lower is kept first.
         cap: Most pairs per query.
     """
-    indptr, wishes, matched = asked_for.indptr, asked_for.query_ids, asked_for.matched
-    queries = len(matched)
-    by_rank = np.argsort(rank, kind="stable")
-    at, end = indptr[:-1][by_rank].copy(), indptr[1:][by_rank]
-    # Everything below is in the order of rank, so that a stable sort by query leaves proposers in rank order.
-    choice = np.full(len(at), NOT_KEPT, dtype=np.int32)
-    able = at < end
-    choice[able] = wishes[at[able]]
-    held = np.bincount(choice[able], minlength=queries)
-    capped = np.zeros(queries, dtype=bool)
-    while (over := held > cap).any():
-        proposers = np.flatnonzero((choice >= 0) & over[choice])
-        proposers = proposers[np.argsort(choice[proposers], kind="stable")]
-        asked = choice[proposers]
-        starts = np.flatnonzero(np.r_[True, asked[1:] != asked[:-1]])
-        place = np.arange(len(asked)) - np.repeat(starts, np.diff(np.r_[starts, len(asked)]))
-        refused = proposers[place >= cap]
-        capped |= over
-        held[over] = cap
-        at[refused] += 1
-        more = at[refused] < end[refused]
-        choice[refused[~more]] = NOT_KEPT
-        moved = refused[more]
-        choice[moved] = wishes[at[moved]]
-        held += np.bincount(choice[moved], minlength=queries)
-    outcome = np.full(len(rank), NOT_KEPT, dtype=np.int32)
-    outcome[by_rank] = choice
-    return _balanced(outcome, matched, capped)
+    room = Room(asked_for.matched, cap)
+    outcome = room.choose(asked_for.indptr, asked_for.query_ids, np.argsort(rank, kind="stable"))
+    return Balanced(outcome, asked_for.matched, room.selected, room.capped)
 
 
 def balance_sample(
@@ -207,29 +285,17 @@ def balance_sample(
         queries: Number of queries.
         cap: MetaCLIP's t.
     """
-    return choose_sample(rarest_first(indptr, query_ids, queries=queries), pair_hashes, cap=cap)
+    return choose_sample(counted(indptr, query_ids, queries=queries), pair_hashes, cap=cap)
 
 
 def choose_sample(asked_for: Wishes, pair_hashes: np.ndarray, *, cap: int) -> Balanced:
     """:func:`balance_sample` of pairs whose wishes are known.
 
     Args:
-        asked_for: Of :func:`rarest_first`.
+        asked_for: The pairs and their queries.
         pair_hashes: uint64[n], of :func:`pair_hash`.
         cap: MetaCLIP's t.
     """
-    indptr, matched = asked_for.indptr, asked_for.matched
-    outcome = np.full(len(pair_hashes), NOT_KEPT, dtype=np.int32)
-    for first, end in _blocks(indptr):
-        wishes = asked_for.query_ids[indptr[first] : indptr[end]]
-        owner = first + _owners(indptr, first, end)
-        won = np.flatnonzero(draw(pair_hashes[owner], wishes) * matched[wishes] < cap)[::-1]
-        # The rarest comes first, so it is written last.
-        outcome[owner[won]] = wishes[won]
-    return _balanced(outcome, matched, matched > cap)
-
-
-def _balanced(outcome: np.ndarray, matched: np.ndarray, capped: np.ndarray) -> Balanced:
-    kept = outcome[outcome >= 0]
-    selected = np.bincount(kept, minlength=len(matched)).astype(np.int64)
-    return Balanced(outcome, matched, selected, capped)
+    draws = Draws(asked_for.matched, cap)
+    outcome = draws.choose(asked_for.indptr, asked_for.query_ids, pair_hashes)
+    return Balanced(outcome, asked_for.matched, draws.selected, draws.capped)

@@ -1,75 +1,105 @@
-"""Which matched rows are pairs: duplicates, repeated captions and balance, on packed arrays.
+"""Which matched rows are balanced: one of each group of duplicates, and no more images of a caption than allowed.
 
-All that these need of a row is 48 bytes of hashes and places and the numbers of its queries: seven million rows with
-seven queries each (what some ten million candidates leave) are 0.6 GB of arrays, and deciding them takes 1.8 GB at
-most, because the balance works in blocks and sorts numbers, not places. So there is no filter before the exact
-selection that would keep only rows with a good rank: a rank says nothing as long as a row's other queries have room.
+All that these and the balance need of a row is 48 bytes of hashes and places and the numbers of its queries: a
+*packed* row. What happens to it is its *fate*. Both functions below choose by the rows' own values, so they may be used
+on some rows first and on what these leave together with others afterwards: what falls out of a part would have fallen
+out of the whole.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.core import tables
-from pipeline.select.balance import NOT_KEPT, Balanced, balance_sample, choose_cap, rank_of, rarest_first
-from pipeline.select.config import SelectConfig
+from pipeline.select.balance import NOT_KEPT
 
 DUPLICATE: Final = -2
 REPEATED: Final = -3
 FATES: Final = {NOT_KEPT: "over_cap", DUPLICATE: "duplicate", REPEATED: "caption_repeated"}
+HASHES: Final = ("key_high", "key_low", "caption_hash", "pair_hash", "tie")
+PACKED: Final = pa.schema(
+    [
+        *(pa.field(name, pa.uint64()) for name in (*HASHES, "place")),
+        pa.field("query_ids", pa.large_list(pa.int32())),
+    ]
+)
+"""``key_high, key_low``: of URL and cleaned text; ``caption_hash``: of the cleaned text; ``pair_hash``: keyed, of the
+pair; ``tie``: of the whole candidate; ``place``: its file's number in the upper half, its row there in the lower."""
+FATE: Final = pa.schema(
+    [("place", pa.uint64()), ("fate", pa.int32()), ("reserve", pa.int32())],
+)
+"""``fate``: the query a row counts for, or a negative number of :data:`FATES`; a row that has none is over the cap.
+``reserve``: the query that a row over the cap would count for under the larger cap, else -1."""
+_ROW_BITS: Final = np.uint64(32)
+_LOW: Final = np.uint64(2**32 - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Matched rows as arrays: all that duplicates, captions and balance need to know.
+def packed(matched: pa.Table, source: int) -> pa.Table:
+    """Packs all matched rows of a file.
 
-    Attributes:
-        key: uint64[n, 2], of URL and cleaned text.
-        caption: uint64[n], of the cleaned text.
-        pair: uint64[n], keyed hash of the pair.
-        tie: uint64[n], hash of the whole candidate.
-        indptr: int64[n + 1] into ``query_ids``.
-        query_ids: int32[m].
+    Args:
+        matched: Rows of the first pass, or their columns :data:`HASHES` and ``query_ids``.
+        source: The file's number.
     """
-
-    key: np.ndarray
-    caption: np.ndarray
-    pair: np.ndarray
-    tie: np.ndarray
-    indptr: np.ndarray
-    query_ids: np.ndarray
+    place = np.arange(matched.num_rows, dtype=np.uint64) + (np.uint64(source) << _ROW_BITS)
+    columns = {name: matched.column(name) for name in (*HASHES, "query_ids")} | {"place": pa.array(place)}
+    return pa.table([columns[name].cast(PACKED.field(name).type) for name in PACKED.names], schema=PACKED)
 
 
-def pack(files: list[str]) -> Packed:
-    """Reads the packed columns of the matched rows."""
-    columns = ["key_high", "key_low", "caption_hash", "pair_hash", "tie", "query_ids"]
-    rows = tables.count_rows(files)
-    # Filled in place: columns that are joined in the end need twice the memory.
-    held = Packed(
-        key=np.empty((rows, 2), np.uint64),
-        caption=np.empty(rows, np.uint64),
-        pair=np.empty(rows, np.uint64),
-        tie=np.empty(rows, np.uint64),
-        indptr=np.zeros(rows + 1, np.int64),
-        query_ids=np.zeros(0, np.int32),
-    )
-    targets = (held.key[:, 0], held.key[:, 1], held.caption, held.pair, held.tie)
-    query_ids: list[np.ndarray] = []
-    start = 0
-    for batch in tables.read_batches(files, columns=columns):
-        end = start + batch.num_rows
-        for target, name in zip(targets, columns, strict=False):
-            target[start:end] = batch.column(name).to_numpy()
-        lists = batch.column("query_ids")
-        lengths = np.diff(lists.offsets.to_numpy())
-        held.indptr[start + 1 : end + 1] = held.indptr[start] + np.cumsum(lengths, dtype=np.int64)
-        query_ids.append(lists.flatten().to_numpy().copy())
-        start = end
-    joined = np.concatenate(query_ids) if query_ids else held.query_ids
-    return replace(held, query_ids=joined)
+def sources_of(rows: pa.Table) -> np.ndarray:
+    """int64[n]: number of each row's file."""
+    return (values(rows, "place") >> _ROW_BITS).astype(np.int64)
+
+
+def rows_of(rows: pa.Table) -> np.ndarray:
+    """int64[n]: each row's place in its file."""
+    return (values(rows, "place") & _LOW).astype(np.int64)
+
+
+def part_of(hashes: np.ndarray, parts: int) -> np.ndarray:
+    """int64[n]: which of equal ranges of hashes each falls into, so that parts follow one another as hashes do."""
+    high = hashes >> np.uint64(32)
+    return ((high * np.uint64(parts)) >> np.uint64(32)).astype(np.int64)
+
+
+def values(rows: pa.Table, name: str) -> np.ndarray:
+    """A column of numbers as an array."""
+    column = rows.column(name)
+    return column.chunk(0).to_numpy() if column.num_chunks == 1 else column.to_numpy()
+
+
+def lists(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """``indptr``, int64[n + 1], and ``query_ids``, int32[m], of the rows."""
+    column = rows.column("query_ids")
+    lengths = pc.list_value_length(column).to_numpy()
+    return np.r_[0, np.cumsum(lengths, dtype=np.int64)], pc.list_flatten(column).to_numpy()
+
+
+def united(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Leaves one row of each URL and cleaned text, and says that the others are duplicates."""
+    groups = [values(rows, name) for name in ("key_high", "key_low")]
+    return _divided(rows, place_in_group(groups, _values(rows, "tie", "place")) == 0, DUPLICATE)
+
+
+def thinned(rows: pa.Table, most: int) -> tuple[pa.Table, pa.Table]:
+    """Leaves so many rows of each caption, and says that the others repeat it."""
+    order = _values(rows, "pair_hash", "tie", "place")
+    return _divided(rows, place_in_group([values(rows, "caption_hash")], order) < most, REPEATED)
+
+
+def ranked(rows: pa.Table) -> pa.Table:
+    """The rows in the order in which they choose, with what the balance needs of them."""
+    order = np.lexsort(_values(rows, "pair_hash", "tie", "place")[::-1])
+    return rows.select(["place", "pair_hash", "query_ids"]).take(pa.array(order)).combine_chunks()
+
+
+def fates(places: np.ndarray, fate: np.ndarray, reserve: np.ndarray | None = None) -> pa.Table:
+    """Rows of :data:`FATE`."""
+    held = np.full(len(places), NOT_KEPT, dtype=np.int32) if reserve is None else reserve
+    return pa.table([pa.array(places), pa.array(fate), pa.array(held)], schema=FATE)
 
 
 def place_in_group(groups: list[np.ndarray], order: list[np.ndarray]) -> np.ndarray:
@@ -79,58 +109,29 @@ def place_in_group(groups: list[np.ndarray], order: list[np.ndarray]) -> np.ndar
         groups: Arrays whose values together name a row's group.
         order: Arrays that order the rows of a group, the most important first.
     """
+    place = np.zeros(len(groups[0]), dtype=np.int64)
+    # Most rows are alone; they need not be ordered by all that orders the others.
+    first = np.argsort(groups[0])
+    in_order = groups[0][first]
+    same = in_order[1:] == in_order[:-1]
+    several = first[np.r_[same, False] | np.r_[False, same]] if len(first) else first
+    groups, order = ([keys[several] for keys in given] for given in (groups, order))
     sorting = np.lexsort((*order[::-1], *groups[::-1]))
     new = np.zeros(len(sorting), dtype=bool)
     new[:1] = True
-    for values in groups:
-        in_order = values[sorting]
+    for keys in groups:
+        in_order = keys[sorting]
         new[1:] |= in_order[1:] != in_order[:-1]
     starts = np.flatnonzero(new)
-    place = np.empty(len(sorting), dtype=np.int64)
-    place[sorting] = np.arange(len(sorting)) - np.repeat(starts, np.diff(np.r_[starts, len(sorting)]))
+    lengths = np.diff(np.r_[starts, len(sorting)])
+    place[several[sorting]] = np.arange(len(sorting)) - np.repeat(starts, lengths)
     return place
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What became of the matched rows.
-
-    Attributes:
-        fate: int32[n]: the query a row counts for, or a negative number of :data:`FATES`.
-        balanced: The balance of the rows that were neither duplicates nor repeated captions.
-        reserve: int32[n]: the query that a row over the cap would count for under the larger cap, else -1; ``None``
-            without a reserve.
-    """
-
-    fate: np.ndarray
-    balanced: Balanced
-    reserve: np.ndarray | None = None
+def _values(rows: pa.Table, *names: str) -> list[np.ndarray]:
+    return [values(rows, name) for name in names]
 
 
-def decide(packed: Packed, config: SelectConfig, queries: int) -> Decision:
-    """Unites duplicates, thins out repeated captions, balances the rest."""
-    fate = np.full(len(packed.pair), DUPLICATE, dtype=np.int32)
-    first = place_in_group([packed.key[:, 0], packed.key[:, 1]], [packed.tie]) == 0
-    rows = np.flatnonzero(first)
-    shared = place_in_group([packed.caption[rows]], [packed.pair[rows], packed.tie[rows]])
-    fate[rows] = REPEATED
-    rows = rows[shared < config.max_images_per_caption]
-    lengths = np.diff(packed.indptr)
-    indptr = np.r_[0, np.cumsum(lengths[rows])].astype(np.int64)
-    kept = np.zeros(len(fate), dtype=bool)
-    kept[rows] = True
-    query_ids = packed.query_ids[np.repeat(kept, lengths)]
-    pair, tie = packed.pair[rows], packed.tie[rows]
-    if config.mode == "sample":
-        balanced = balance_sample(indptr, query_ids, pair, queries=queries, cap=config.cap)
-        fate[rows] = balanced.query_id
-        return Decision(fate, balanced)
-    wishes, rank = rarest_first(indptr, query_ids, queries=queries), rank_of(pair, tie)
-    balanced = choose_cap(wishes, rank, cap=config.cap)
-    fate[rows] = balanced.query_id
-    if not config.reserve:
-        return Decision(fate, balanced)
-    larger = choose_cap(wishes, rank, cap=config.reserve_cap).query_id
-    reserve = np.full(len(fate), NOT_KEPT, dtype=np.int32)
-    reserve[rows] = np.where(balanced.query_id == NOT_KEPT, larger, NOT_KEPT)
-    return Decision(fate, balanced, reserve)
+def _divided(rows: pa.Table, kept: np.ndarray, fate: int) -> tuple[pa.Table, pa.Table]:
+    lost = values(rows, "place")[~kept]
+    return rows.filter(pa.array(kept)), fates(lost, np.full(len(lost), fate, dtype=np.int32))

@@ -23,6 +23,7 @@ from pipeline.core.contracts import CANDIDATES, PAIRS
 from pipeline.core.tokens import fold
 from pipeline.select.balance import pair_hash
 from pipeline.select.config import SelectConfig
+from pipeline.select.decide import HASHES
 from pipeline.select.match import Matcher
 from pipeline.text import rules
 from pipeline.text.clean import clean
@@ -41,14 +42,13 @@ REASONS: Final = (
     "caption_repeated",  # more images share the caption than max_images_per_caption
     "over_cap",  # every query of the pair is full (cap), or no draw succeeded (sample)
 )
-_HASHES: Final = ("key_high", "key_low", "caption_hash", "pair_hash", "tie")
 REMEMBERED: Final = 65_536
 SHORT: Final = 200
 """Characters of a text that is remembered; longer ones are seldom repeated and would take much memory."""
 MATCHED: Final = pa.schema(
     [
         *(f for f in PAIRS.schema if f.name != "query_id"),
-        *(pa.field(name, pa.uint64(), nullable=False) for name in _HASHES),
+        *(pa.field(name, pa.uint64(), nullable=False) for name in HASHES),
     ]
 )
 """Rows that passed everything that can be judged alone.

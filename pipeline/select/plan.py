@@ -246,15 +246,15 @@ def text(found: Mapping[str, Any]) -> str:
 
 def _stages(plan: Mapping[str, Any], prices: Mapping[str, float]) -> list[str]:
     """What the stages of one plan would take, as lines."""
-    head = ("", "size", "core-hours", "on the way", "worker", "submitter", "dollars")
+    head = ("", "size", "core-hours", "on the way", "worker", "alone", "dollars")
     rows = [
         (
             stage["stage"],
             f"{stage['units']:,.0f} {stage['unit']}",
-            f"{stage['core_hours'] + stage['submitter_hours']:,.2f}",
+            f"{stage['core_hours']:,.2f}",
             _size(stage["way_bytes"]),
             _size(1e6 * stage["worker_mb"]),
-            _size(1e9 * stage["submitter_gb"]) if stage["submitter_gb"] else "",
+            f"{stage['serial_hours']:,.2f}" if stage["serial_hours"] else "",
             f"{stage['dollars']:,.2f}",
         )
         for stage in plan["stages"]
@@ -262,7 +262,7 @@ def _stages(plan: Mapping[str, Any], prices: Mapping[str, float]) -> list[str]:
     cap = "no cap" if plan["cap"] is None else f"cap {plan['cap']:,}"
     machines = f"${prices['core_hour']:g} a core-hour with 4 GB, ${prices['way_gb']:g} a GB on the way"
     return [
-        f"the stages at {cap}, by measured rates (docs/scale.md); worker and submitter: memory that one needs",
+        f"the stages at {cap}, by measured rates (docs/scale.md); alone: hours in which one worker is at work",
         "",
         *aligned([head, *rows], words=2),
         "",

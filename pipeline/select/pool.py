@@ -6,11 +6,10 @@ full counts. A sample of candidates is drawn by a keyed hash of the URL, so that
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -21,15 +20,13 @@ from pipeline.core import manifest, paths, tables
 from pipeline.core.contracts import CANDIDATES, PAIRS, QUERIES, QUERY_COUNTS
 from pipeline.core.errors import InputError
 from pipeline.core.progress import tick
-from pipeline.select.balance import Wishes, pair_hash, rank_of, rarest_first
+from pipeline.select.balance import Wishes, counted, pair_hash, rank_of
 from pipeline.select.config import SelectConfig
-from pipeline.select.decide import Packed, decide
+from pipeline.select.decide import HASHES, lists, packed, rows_of, thinned, united, values
 from pipeline.select.filter import filter_and_match, load_tools
 from pipeline.select.stage import BATCH_ROWS, COUNTS, query_count
 
 NO_HOST: Final = -1
-_UNLIMITED: Final = 2**62
-_HASHES: Final = ("key_high", "key_low", "caption_hash", "pair_hash", "tie")
 _SAMPLE_KEY: Final = b"wit plan sample"
 
 
@@ -104,21 +101,12 @@ def from_candidates(config: SelectConfig, share: float) -> Pool:
     share = read / offered if offered else 1.0
     # A caption's images are thinned out like everything else.
     images = max(1, round(config.max_images_per_caption * share))
-    freely = dataclasses.replace(
-        config, cap=_UNLIMITED, mode="cap", reserve=0.0, max_images_per_caption=images
-    )
-    packed = held.packed()
-    rows = np.flatnonzero(decide(packed, freely, size).fate >= 0)
-    lengths = np.diff(packed.indptr)
-    indptr = np.r_[0, np.cumsum(lengths[rows])].astype(np.int64)
-    kept = np.zeros(len(lengths), dtype=bool)
-    kept[rows] = True
-    wishes = rarest_first(indptr, packed.query_ids[np.repeat(kept, lengths)], queries=size)
-    pair = packed.pair[rows]
+    kept = thinned(united(held.packed())[0], images)[0]
+    rows, pair, (indptr, query_ids) = rows_of(kept), values(kept, "pair_hash"), lists(kept)
     return Pool(
-        wishes=wishes,
+        wishes=counted(indptr, query_ids, queries=size),
         pair=pair,
-        rank=rank_of(pair, packed.tie[rows]),
+        rank=rank_of(pair, values(kept, "tie")),
         words=held.take("words")[rows],
         url=held.take("url")[rows],
         host=held.take("host")[rows],
@@ -150,7 +138,7 @@ def from_pairs(folder: str) -> Pool:
     for batch in tables.read_batches(parts, columns=["pair_id", "url", "text", "rights", "query_ids"]):
         tick(batch.num_rows)
         held.add_pairs(pa.Table.from_batches([batch]), seed)
-    query_ids = held.take("query_ids")
+    query_ids = held.take("query_ids").astype(np.int32)
     if not 0 <= query_ids.max(initial=0) < max(1, len(matched)):
         raise InputError(
             "the pairs name queries that were not counted",
@@ -158,7 +146,7 @@ def from_pairs(folder: str) -> Pool:
             expected=f"query_id below {len(matched):,}",
             found=f"{query_ids.max():,}",
         )
-    wishes = rarest_first(held.indptr(), query_ids, queries=len(matched), matched=matched)
+    wishes = Wishes(held.indptr(), query_ids, matched)
     pair = held.take("pair_hash").astype(np.uint64)
     return Pool(
         wishes=wishes,
@@ -202,7 +190,7 @@ class _Held:
 
     def add(self, matched: pa.Table) -> None:
         """Takes rows of the first pass, with its hashes."""
-        self._keep({name: matched.column(name).to_numpy() for name in _HASHES})
+        self._keep({name: matched.column(name).to_numpy() for name in HASHES})
         self._add_facts(matched)
 
     def add_pairs(self, pairs: pa.Table, seed: int) -> None:
@@ -230,8 +218,8 @@ class _Held:
         )
 
     def _keep(self, chunks: dict[str, np.ndarray]) -> None:
-        for name, values in chunks.items():
-            self._chunks.setdefault(name, []).append(values)
+        for name, chunk in chunks.items():
+            self._chunks.setdefault(name, []).append(chunk)
 
     def take(self, name: str) -> np.ndarray:
         """All values of a column, in the order they came."""
@@ -242,21 +230,17 @@ class _Held:
         """int64[n + 1], where each row's queries begin."""
         return np.r_[0, np.cumsum(self.take("lengths"), dtype=np.int64)]
 
-    def packed(self) -> Packed:
+    def packed(self) -> pa.Table:
         """What duplicates, captions and balance need to know."""
-        high, low, caption, pair, tie = (self.take(name).astype(np.uint64) for name in _HASHES)
-        return Packed(
-            key=np.stack([high, low], axis=1),
-            caption=caption,
-            pair=pair,
-            tie=tie,
-            indptr=self.indptr(),
-            query_ids=self.take("query_ids").astype(np.int32),
+        columns: dict[str, Any] = {name: self.take(name).astype(np.uint64) for name in HASHES}
+        columns["query_ids"] = pa.ListArray.from_arrays(
+            self.indptr().astype(np.int32), self.take("query_ids").astype(np.int32)
         )
+        return packed(pa.table(columns), 0)
 
 
-def _hashes(values: Iterable[str], key: bytes = b"") -> np.ndarray:
+def _hashes(texts: Iterable[str], key: bytes = b"") -> np.ndarray:
     digests = b"".join(
-        hashlib.blake2b(v.encode(errors="replace"), digest_size=8, key=key).digest() for v in values
+        hashlib.blake2b(v.encode(errors="replace"), digest_size=8, key=key).digest() for v in texts
     )
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)

@@ -25,7 +25,7 @@ from pipeline.core.beam import (
 from pipeline.core.contracts import CANDIDATES
 from pipeline.core.errors import InputError, StageFailedError, UsageError
 from pipeline.core.fakes import fake_table
-from pipeline.core.spill import read_chunks, write_chunks
+from pipeline.core.spill import Chunk, read_chunks, write_chunks
 from pipeline.core.stage import OWNED, clear
 
 
@@ -119,9 +119,9 @@ def test_a_part_that_stragglers_write_at_once_is_whole(tmp_path: Path) -> None:
     order = ("pair_id", "url")
     once = write_chunks(str(tmp_path / "spilled"), [(0, [table])])
     again = write_chunks(str(tmp_path / "spilled"), [(0, [table])])
-    assert {path for _, (path, _) in once}.isdisjoint(path for _, (path, _) in again)
+    assert {path for _, (path, *_) in once}.isdisjoint(path for _, (path, *_) in again)
 
-    def write(folder: str, chunks: list[tuple[int, tuple[str, int]]]) -> int:
+    def write(folder: str, chunks: list[tuple[int, Chunk]]) -> int:
         return core_beam._write_part((0, [c for _, c in chunks]), str(tmp_path / folder), CANDIDATES, order)
 
     assert write("alone", once) == 60

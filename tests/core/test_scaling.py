@@ -12,7 +12,7 @@ from pipeline.core.scaling import RATES, Point, Prices, Rate
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> None:
     common = {"unit": "rows", "way_bytes": 8, "worker_mb": 7, "source": "x"}
-    monkeypatch.setitem(RATES, "lines", Rate(cpu_s=2, submitter_s=3, submitter_bytes=5, **common))  # type: ignore[arg-type]
+    monkeypatch.setitem(RATES, "lines", Rate(cpu_s=2, serial_s=3, **common))  # type: ignore[arg-type]
     monkeypatch.setitem(RATES, "squares", Rate(cpu_s=2, power=2, **common))  # type: ignore[arg-type]
 
 
@@ -20,9 +20,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cost_follows_the_power() -> None:
     prices = Prices(core_hour=3600, way_gb=1e9)
     lines = scaling.cost("lines", 100, prices, times=4)
-    assert lines.core_hours * 3600 == pytest.approx(2 * 100 * 4)
-    assert lines.submitter_hours * 3600 == pytest.approx(300)
-    assert (lines.way_bytes, lines.submitter_gb, lines.worker_mb) == (800, 5e-7, 7)
+    assert lines.core_hours * 3600 == pytest.approx(2 * 100 * 4 + 300)
+    assert lines.serial_hours * 3600 == pytest.approx(300)
+    assert (lines.way_bytes, lines.worker_mb) == (800, 7)
     assert lines.dollars == pytest.approx(800 + 300 + 800)
     assert scaling.cost("squares", 100, prices).core_hours * 3600 == pytest.approx(2 * 100 * 100 / 2)
 

@@ -17,7 +17,7 @@ from pipeline.core.contracts import PAIRS, QUERY_COUNTS, pair_id
 from pipeline.core.fakes import fake_table, jpeg, picture
 from pipeline.core.stage import RunOptions, StageResult, run_stage
 from pipeline.fetch.top_up import Pool
-from pipeline.select.balance import NOT_KEPT, balance_cap, choose_cap, pair_hash, rank_of, rarest_first
+from pipeline.select.balance import NOT_KEPT, Wishes, balance_cap, choose_cap, pair_hash, rank_of
 from tests.fetch.hostile import Site
 from tests.fetch.test_reuse import FAST, asked_for
 from tests.fetch.test_stage import FLAGS, assert_same, fetch, rows_of
@@ -66,7 +66,7 @@ def test_it_ends_with_the_balance_of_the_living(wishes: Lists, cap: int, dead: s
     names = {f"{i:03d}" for i in dead}
     found, attempted = topped_up(pool, names)
     living = [i for i in range(len(wishes)) if i not in dead]
-    asked_for = rarest_first(*arrays([wishes[i] for i in living]), queries=QUERIES, matched=matched)
+    asked_for = Wishes(*arrays([wishes[i] for i in living]), matched)
     wanted = choose_cap(asked_for, pool.rank[living], cap=cap).query_id
     assert found == {f"{i:03d}": q for i, q in zip(living, wanted.tolist(), strict=True) if q != NOT_KEPT}
     # No more than needed: whoever is not dead was selected in the end.
@@ -157,7 +157,7 @@ def test_dead_links_are_replaced_until_queries_are_full(site: Site, tmp_path: Pa
     everyone = sorted(tables.read_files(files).to_pylist(), key=lambda r: str(r["pair_id"]))
     living = [r for r in everyone if "missing" not in r["url"]]
     counts = tables.read_files([str(tmp_path / "pairs/query-counts.parquet")]).column("matched").to_numpy()
-    wishes = rarest_first(*arrays([r["query_ids"] for r in living]), queries=QUERIES, matched=counts)
+    wishes = Wishes(*arrays([r["query_ids"] for r in living]), counts)
     rank = rank_of(pair_hash([r["pair_id"] for r in living], 7), np.arange(len(living), dtype=np.uint64))
     wanted = choose_cap(wishes, rank, cap=6).query_id.tolist()
     assert alive == {r["url"]: q for r, q in zip(living, wanted, strict=True) if q != NOT_KEPT}

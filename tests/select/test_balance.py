@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from unittest import mock
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from pipeline.select import balance
 from pipeline.select.balance import (
     Balanced,
+    Wishes,
     balance_cap,
     balance_sample,
     choose_cap,
@@ -19,7 +22,6 @@ from pipeline.select.balance import (
     draw,
     pair_hash,
     rank_of,
-    rarest_first,
 )
 
 QUERIES = 6
@@ -53,6 +55,59 @@ def one_by_one(pairs: Pairs, cap: int, rank: np.ndarray) -> list[int]:
                 outcome[pair] = query
                 break
     return outcome
+
+
+def deferred_acceptance(
+    pairs: Pairs, cap: int, rank: np.ndarray, queries: int = QUERIES
+) -> tuple[list[int], set[int]]:
+    """The rule as the module's text says it, in rounds: what each pair counts for, and who refused anybody."""
+    matched = Counter(q for pair in pairs for q in pair)
+    wishes = [sorted(pair, key=lambda q: (matched[q], q)) for pair in pairs]
+    asked, refused = [0] * len(pairs), set()
+    while True:
+        proposers: dict[int, list[int]] = {q: [] for q in range(queries)}
+        for pair, at in enumerate(asked):
+            if at < len(wishes[pair]):
+                proposers[wishes[pair][at]].append(pair)
+        over = {
+            q: sorted(those, key=lambda p: rank[p])[cap:]
+            for q, those in proposers.items()
+            if len(those) > cap
+        }
+        if not over:
+            break
+        refused |= set(over)
+        for those in over.values():
+            for pair in those:
+                asked[pair] += 1
+    return [w[at] if at < len(w) else -1 for w, at in zip(wishes, asked, strict=True)], refused
+
+
+@settings(max_examples=300)
+@given(PAIRS, st.integers(1, 6), st.integers(0, 5), st.booleans())
+def test_choice_by_rank_is_deferred_acceptance(pairs: Pairs, cap: int, seed: int, interpreted: bool) -> None:
+    rank = rank_of(hashes(len(pairs), seed), np.arange(len(pairs), dtype=np.uint64))
+    plain = getattr(balance._choose, "py_func", balance._choose)  # what runs where there is no numba
+    with mock.patch.object(balance, "_choose", plain) if interpreted else contextlib.nullcontext():
+        found = cap_of(pairs, cap, rank)
+    outcome, refused = deferred_acceptance(pairs, cap, rank)
+    assert found.query_id.tolist() == outcome
+    assert set(np.flatnonzero(found.capped).tolist()) == refused
+
+
+def test_choice_by_rank_is_deferred_acceptance_in_a_crowd() -> None:
+    draw = np.random.default_rng(0)
+    weights = 1 / np.arange(1, 51)
+    for cap in (1, 7, 20):
+        pairs = [
+            draw.choice(50, size=draw.integers(8), replace=False, p=weights / weights.sum()).tolist()
+            for _ in range(800)
+        ]
+        rank = draw.permutation(len(pairs))
+        found = balance_cap(*packed(pairs), rank, queries=50, cap=cap)
+        outcome, refused = deferred_acceptance(pairs, cap, rank, 50)
+        assert found.query_id.tolist() == outcome
+        assert set(np.flatnonzero(found.capped).tolist()) == refused != set()
 
 
 @settings(max_examples=300)
@@ -101,7 +156,7 @@ def test_the_pairs_of_a_cap_decide_every_smaller_one(pairs: Pairs, cap: int, mor
         ),
     ):
         kept = np.flatnonzero(whole.query_id >= 0)
-        wishes = rarest_first(*packed([pairs[i] for i in kept]), queries=QUERIES, matched=whole.matched)
+        wishes = Wishes(*packed([pairs[i] for i in kept]), whole.matched)
         ties = kept.astype(np.uint64)
         again = (
             choose_cap(wishes, rank_of(keys[kept], ties), cap=cap)

@@ -18,9 +18,7 @@ from pipeline.core import tables
 from pipeline.core.contracts import CANDIDATES, PAIRS, QUERIES, QUERY_COUNTS, pair_id
 from pipeline.core.fakes import fake_folder, finished_folder
 from pipeline.select import stage as select_stage
-from pipeline.select.decide import place_in_group
 from pipeline.select.filter import REASONS
-from pipeline.select.parts import SortedParts
 
 ROWS = [  # text, page language, reason it is dropped for
     ("A red &amp; shiny apple", "en", None),
@@ -336,29 +334,3 @@ def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert not (out / "manifest.json").exists()
     assert cli.main(["select", "--queries", queries, "--out", str(tmp_path / "x")]) == 2
     assert "candidates is missing" in capsys.readouterr().err
-
-
-def test_sorted_parts_are_a_function_of_their_rows(tmp_path: Path) -> None:
-    table = CANDIDATES.conform(
-        pa.Table.from_pylist([candidate(f"http://x.test/{i}", "t") for i in range(100)])
-    )
-    for name, chunks in (("a", [table]), ("b", [table.slice(60), table.slice(0, 60)])):
-        with SortedParts(
-            str(tmp_path / name),
-            str(tmp_path / "work"),
-            CANDIDATES,
-            key="pair_id",
-            order=("pair_id",),
-            parts=3,
-        ) as parts:
-            for chunk in chunks:
-                parts.add(chunk)
-        assert parts.rows == 100
-    assert files(tmp_path / "a") == files(tmp_path / "b")
-    assert len(files(tmp_path / "a")) == 3
-
-
-def test_place_in_group() -> None:
-    groups, order = np.array([5, 3, 5, 5, 3]), np.array([9, 2, 1, 4, 0])
-    assert place_in_group([groups], [order]).tolist() == [2, 1, 0, 1, 0]
-    assert place_in_group([groups[:0]], [order[:0]]).tolist() == []
