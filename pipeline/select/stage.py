@@ -7,7 +7,6 @@ them the matched rows lie in a hidden folder of the output, which is removed at 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 

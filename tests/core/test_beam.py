@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -25,7 +26,7 @@ from pipeline.core.beam import (
 from pipeline.core.contracts import CANDIDATES
 from pipeline.core.errors import InputError, StageFailedError, UsageError
 from pipeline.core.fakes import fake_table
-from pipeline.core.spill import Chunk, read_chunks, write_chunks
+from pipeline.core.spill import Chunk, read_chunks, split, write_chunks
 from pipeline.core.stage import OWNED, clear
 
 
@@ -160,6 +161,15 @@ def test_chunks_are_read_where_they_were_written(tmp_path: Path) -> None:
     assert [part for part, _ in chunks] == [4, 7]
     assert read_chunks([chunks[1][1]])[0].equals(table.slice(10))
     assert pa.concat_tables(read_chunks([c for _, c in chunks])).equals(table)
+
+
+def test_rows_of_a_part_keep_their_order() -> None:
+    rows = pa.table({"n": list(range(9))})
+    part = np.array([7, 2, 7, 2, 2, 0, 7, 0, 7])
+    found = {number: piece.column("n").to_pylist() for number, piece in split(rows, part)}
+    assert found == {0: [5, 7], 2: [1, 3, 4], 7: [0, 2, 6, 8]}
+    assert list(found) == sorted(found)
+    assert split(rows.slice(0, 0), part[:0]) == []
 
 
 def test_partitions_depend_on_the_key_alone() -> None:

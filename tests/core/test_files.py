@@ -173,3 +173,15 @@ def test_a_store_whose_client_is_missing_names_the_extra(monkeypatch: pytest.Mon
     for url, extra in (("s3://bucket/x", "s3"), ("gs://bucket/x", "gcp")):
         with pytest.raises(InputError, match=rf"webimagetext\[{extra}\]"):
             paths.exists(url)
+
+
+@pytest.mark.parametrize("base", ["", "memory://"])
+def test_ranges_of_files_are_read_in_the_order_asked(tmp_path: Path, base: str) -> None:
+    folder = base + str(tmp_path)
+    for name in "ab":
+        paths.write_bytes(f"{folder}/{name}", name.encode() * 3 + b"0123456789")
+    asked = [(f"{folder}/b", 2, 5), (f"{folder}/a", 3, 13), (f"{folder}/b", 0, 1), (f"{folder}/a", 4, 4)]
+    assert paths.read_ranges(asked) == [b"b01", b"0123456789", b"b", b""]
+    assert paths.read_ranges([]) == []
+    with pytest.raises(InputError, match="cannot open"):
+        paths.read_ranges([*asked, (f"{folder}/none", 0, 1)])
