@@ -1,7 +1,9 @@
-"""`python -m benchmarks.choice`: the one step of `wit select` in which one worker is at work, alone.
+"""`python -m benchmarks.choice`: what `wit select` decides between its filter and its writing.
 
-Pairs are made up: each contains seven of 500,000 queries, whose frequencies follow Zipf's law, in parts of a million.
-What is timed, in a process of its own, is the real step from the files of the parts to the files of the fates.
+Pairs are made up: each contains seven of 500,000 queries, whose frequencies follow Zipf's law. Two things are timed,
+each in a process of its own: the choice, in which one worker is at work alone, from the files of ranked parts of a
+million pairs to the files of the fates; and a part of two million rows, as many workers have them at once, from its
+pieces through duplicates and captions to its rank.
 """
 
 from __future__ import annotations
@@ -22,27 +24,56 @@ from benchmarks.measure import say, table
 from benchmarks.scale import _peak_mb
 from pipeline.select.choice import choose, write_ranked
 from pipeline.select.config import SelectConfig
-from pipeline.select.decide import HASHES, packed
-from pipeline.select.shuffle import BySource, Spread
+from pipeline.select.decide import HASHES, packed, thinned, united
+from pipeline.select.shuffle import ByHash, BySource, Spread, gathered
+from pipeline.select.stage import PACKED_ROWS
 
 QUERIES: Final = 500_000
 LENGTH: Final = 7
 PART: Final = 1_000_000
 
 
-def make(folder: str, size: int) -> None:
+def made(part: int, rows: int) -> pa.Table:
+    """Packed rows; one in ten is a duplicate, one in a hundred has a caption that many have."""
+    draw = np.random.default_rng(part)
+    columns = {name: draw.integers(0, 2**64, rows, dtype=np.uint64) for name in HASHES}
+    for name in ("key_high", "key_low"):
+        columns[name][::10] = columns[name][1::10][: len(columns[name][::10])]
+    columns["caption_hash"][::100] %= np.uint64(20)
+    ids = np.exp(draw.random(rows * LENGTH) * np.log(QUERIES)).astype(np.int32)
+    lists = pa.LargeListArray.from_arrays(np.arange(rows + 1) * LENGTH, pa.array(ids))
+    named = {name: pa.array(values) for name, values in columns.items()}
+    return packed(pa.table({**named, "query_ids": lists}), part)
+
+
+def make_ranked(folder: str, size: int) -> None:
     """Writes parts in the order of rank."""
     for part, first in enumerate(range(0, size, PART)):
-        rows = min(PART, size - first)
-        draw = np.random.default_rng(part)
-        ids = np.exp(draw.random(rows * LENGTH) * np.log(QUERIES)).astype(np.int32)
-        hashes = np.sort(draw.integers(0, 2**64, rows, dtype=np.uint64))
-        columns = {name: pa.array(hashes) for name in HASHES}
-        lists = pa.LargeListArray.from_arrays(np.arange(rows + 1) * LENGTH, pa.array(ids))
-        write_ranked(folder, part, packed(pa.table({**columns, "query_ids": lists}), part), QUERIES)
+        write_ranked(folder, part, made(part, min(PART, size - first)), QUERIES)
 
 
-def run(folder: str, mode: str, cap: int) -> None:
+def make_pieces(folder: str, size: int) -> None:
+    """Writes one part as the step before it does."""
+    spread = Spread(folder, ByHash("key_high", 1))
+    spread.start_bundle()
+    chunks = [
+        chunk for n in range(0, size, 65_536) for chunk in spread.process(made(n, min(65_536, size - n)))
+    ]
+    chunks += [held.value for held in spread.finish_bundle()]
+    Path(folder, "chunks.json").write_text(json.dumps([chunk for _, chunk in chunks]))
+
+
+def decide(folder: str) -> None:
+    """Decides over that part, and prints what it took as JSON."""
+    chunks = [(path, start, end) for path, start, end in json.loads(Path(folder, "chunks.json").read_text())]
+    before, started = _peak_mb(), time.process_time()
+    rows = thinned(united(gathered(chunks))[0], 1_000)[0]
+    write_ranked(folder, 0, rows, QUERIES)
+    took = time.process_time() - started
+    print(json.dumps({"cpu_s": took, "peak_mb": _peak_mb(), "before_mb": before, "kept": rows.num_rows}))
+
+
+def chosen(folder: str, mode: str, cap: int) -> None:
     """Chooses, and prints what it took as JSON."""
     parts = sorted(int(path.stem) for path in Path(folder).glob("*.arrow"))
     config = SelectConfig(candidates="-", queries="-", cap=cap, mode=mode)  # type: ignore[arg-type]
@@ -65,11 +96,14 @@ def main() -> None:
     asked.add_argument("--cap", type=int, default=20_000)
     given = asked.parse_args()
     rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        _child(f"make_pieces({folder!r}, {PACKED_ROWS})")
+        say(f"a part of {PACKED_ROWS:,}: {json.loads(_child(f'decide({folder!r})'))}")
     for size in given.rows:
         with tempfile.TemporaryDirectory() as folder:
-            _child(f"make({folder!r}, {size})")
+            _child(f"make_ranked({folder!r}, {size})")
             for mode in ("cap", "sample"):
-                took = json.loads(_child(f"run({folder!r}, {mode!r}, {given.cap})"))
+                took = json.loads(_child(f"chosen({folder!r}, {mode!r}, {given.cap})"))
                 each = took["cpu_s"] / size
                 say(f"{mode} {size:,}: {took}")
                 hours = f"{each * 1e10 / 3600:.2f}"

@@ -17,7 +17,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from pipeline.core import paths
 
 SPILL_BYTES = 32 << 20
-READ_AT_ONCE = 64
+READ_AT_ONCE, READ_BYTES = 64, 8 << 20
 
 # A spilled chunk: its file, where it begins there, and where it ends. It says itself what its columns are: a file of
 # many parts has no index that each of them would have to read.
@@ -71,12 +71,18 @@ def write_chunks(
 
 def read_chunks(chunks: Iterable[Chunk]) -> list[pa.Table]:
     """The rows of each chunk."""
-    listed = list(chunks)
-    return [
-        pa.ipc.open_stream(data).read_all()
-        for first in range(0, len(listed), READ_AT_ONCE)
-        for data in paths.read_ranges(listed[first : first + READ_AT_ONCE])
-    ]
+    found: list[pa.Table] = []
+    asked: list[Chunk] = []
+    for chunk in chunks:
+        asked.append(chunk)
+        if len(asked) == READ_AT_ONCE or sum(end - start for _, start, end in asked) > READ_BYTES:
+            found += _read(asked)
+            asked = []
+    return found + _read(asked)
+
+
+def _read(chunks: Sequence[Chunk]) -> list[pa.Table]:
+    return [pa.ipc.open_stream(data).read_all() for data in paths.read_ranges(chunks)]
 
 
 class Spill(beam.DoFn):

@@ -22,7 +22,7 @@ pairs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,8 +38,10 @@ except ImportError:  # no numba for this machine: the same, slowly
 
 
 BLOCK: Final = 2**22
-"""Queries of pairs that are worked on at a time: all else would need many times the memory of the pairs themselves."""
+"""Queries of pairs that are counted at a time: numpy makes wider numbers of them first."""
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1: Final = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2: Final = np.uint64(0x94D049BB133111EB)
 NOT_KEPT: Final = -1
 
 
@@ -73,8 +75,8 @@ def draw(pair_hashes: np.ndarray, query_ids: np.ndarray) -> np.ndarray:
     """float64[m] in [0, 1): one uniform number per (pair, query), by SplitMix64 of the pair's keyed hash."""
     with np.errstate(over="ignore"):
         mixed = pair_hashes + (query_ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
     mixed ^= mixed >> np.uint64(31)
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -157,6 +159,26 @@ class Room:
         return outcome
 
 
+@compiled
+def _draw(
+    indptr: np.ndarray, query_ids: np.ndarray, pair_hashes: np.ndarray,
+    place: np.ndarray, matched: np.ndarray, cap: int, outcome: np.ndarray,
+) -> None:  # fmt: skip
+    """Each pair takes the rarest of its queries whose draw succeeds; numbers as :func:`draw` has them."""
+    for pair in range(len(outcome)):
+        best, query = len(place), -1
+        for k in range(indptr[pair], indptr[pair + 1]):
+            here = place[query_ids[k]]
+            if here < best:
+                mixed = pair_hashes[pair] + (np.uint64(query_ids[k]) + np.uint64(1)) * _GOLDEN
+                mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
+                mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
+                mixed ^= mixed >> np.uint64(31)
+                if np.float64(mixed >> np.uint64(11)) * 2.0**-53 * matched[query_ids[k]] < cap:
+                    best, query = here, query_ids[k]
+        outcome[pair] = query
+
+
 class Draws:
     """MetaCLIP's sampling: each query draws each of its pairs or not, whatever becomes of the others.
 
@@ -182,14 +204,10 @@ class Draws:
             query_ids: int32[m].
             pair_hashes: uint64[n], of :func:`pair_hash`.
         """
-        outcome = np.full(len(pair_hashes), NOT_KEPT, dtype=np.int32)
-        for first, end in _blocks(indptr):
-            asked = query_ids[indptr[first] : indptr[end]]
-            owner = np.repeat(np.arange(first, end), np.diff(indptr[first : end + 1]))
-            won = np.flatnonzero(draw(pair_hashes[owner], asked) * self._matched[asked] < self._cap)
-            # The rarest is written last.
-            won = won[np.argsort(-self._place[asked[won]], kind="stable")]
-            outcome[owner[won]] = asked[won]
+        outcome = np.empty(len(pair_hashes), dtype=np.int32)
+        given = [_read_only(values) for values in (indptr, query_ids, pair_hashes)]
+        with np.errstate(over="ignore"):  # where nothing is compiled
+            _draw(*given, self._place, self._matched, self._cap, outcome)
         self.selected += np.bincount(outcome[outcome >= 0], minlength=len(self.selected))
         return outcome
 
@@ -233,16 +251,6 @@ def count_queries(query_ids: np.ndarray, queries: int) -> np.ndarray:
     for begin in range(0, len(query_ids), BLOCK):
         counts += np.bincount(query_ids[begin : begin + BLOCK], minlength=queries)
     return counts
-
-
-def _blocks(indptr: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Stretches of pairs with about :data:`BLOCK` queries together, at least one pair each."""
-    first, rows = 0, len(indptr) - 1
-    while first < rows:
-        end = int(np.searchsorted(indptr, indptr[first] + BLOCK, side="right")) - 1
-        end = min(rows, max(end, first + 1))
-        yield first, end
-        first = end
 
 
 def balance_cap(

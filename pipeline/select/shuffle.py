@@ -125,4 +125,4 @@ class Gather(beam.PTransform[Any, Any]):
 
 def gathered(chunks: Iterable[Chunk]) -> pa.Table:
     """The rows of a part as one table."""
-    return pa.concat_tables(read_chunks(chunks)).combine_chunks()
+    return pa.concat_tables(read_chunks(chunks))

@@ -213,6 +213,22 @@ def test_the_size_of_blocks_does_not_matter(pairs: Pairs, cap: int, block: int) 
         assert outcomes() == whole
 
 
+@given(PAIRS, st.integers(1, 6), st.booleans())
+def test_sample_draws_for_each_pair_and_query(pairs: Pairs, cap: int, interpreted: bool) -> None:
+    keys = hashes(len(pairs))
+    plain = getattr(balance._draw, "py_func", balance._draw)
+    with mock.patch.object(balance, "_draw", plain) if interpreted else contextlib.nullcontext():
+        found = balance_sample(*packed(pairs), keys, queries=QUERIES, cap=cap)
+    matched = [sum(q in p for p in pairs) for q in range(QUERIES)]
+    for pair, query in enumerate(found.query_id.tolist()):
+        queries = sorted(pairs[pair], key=lambda q: (matched[q], q))
+        drawn = draw(keys[[pair] * len(queries)], np.array(queries, np.int32)).tolist()
+        won = [q for q, u in zip(queries, drawn, strict=True) if u * matched[q] < cap]
+        assert query == (won[0] if won else -1)
+    assert found.capped.tolist() == [m > cap for m in matched]
+    assert found.selected.sum() == (found.query_id >= 0).sum()
+
+
 def test_sample_keeps_what_metaclips_formula_says() -> None:
     n, cap = 40_000, 4_000
     pairs = [[0, 1] if i % 4 == 0 else [0] for i in range(n)]
