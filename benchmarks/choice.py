@@ -2,8 +2,8 @@
 
 Pairs are made up: each contains seven of 500,000 queries, whose frequencies follow Zipf's law. Two things are timed,
 each in a process of its own: the choice, in which one worker is at work alone, from the files of ranked parts of a
-million pairs to the files of the fates; and a part of two million rows, as many workers have them at once, from its
-pieces through duplicates and captions to its rank.
+million pairs to the files of the fates; and the largest part of rows that a worker has, of which many have one at
+once, from its pieces through duplicates and captions to its rank.
 """
 
 from __future__ import annotations

@@ -72,12 +72,12 @@ RATES: Final = {
     "candidates": Rate(
         unit="candidates", cpu_s=137e-6, way_bytes=76, worker_mb=336, source="benchmarks.candidates --wheel FILE"
     ),
-    # For 10 million: 455.5 to filter and match, 303 more for the cascade; 68.4 to balance and write, in one process,
-    # whose peak was 2,326 MB, 230 of them at its start. A third of 1,577 MB that three processes took. Bytes on the
-    # way: benchmarks.scale, 20,000.
+    # For 10 million: 455.5 to filter and match, 303 more for the cascade; for a million, 8.1 to decide and write. Of
+    # them 0.26 for the choice (benchmarks.choice), if all candidates match. One process that does all, at a million.
+    # Bytes on the way: benchmarks.scale, 160,000.
     "select": Rate(
-        unit="candidates", cpu_s=75.9e-6, serial_s=0.2e-6, way_bytes=273,
-        worker_mb=526, source="benchmarks.select --rows 10000000 --workers 2",
+        unit="candidates", cpu_s=83.7e-6, serial_s=0.26e-6, way_bytes=401, worker_mb=883,
+        source="benchmarks.select --rows 10000000 --workers 2",
     ),
     # 30.3 CPU seconds for 5,000 photographs of 109 kB, stored as 32 kB; both wait on the way.
     "fetch": Rate(unit="URLs", cpu_s=6.06e-3, way_bytes=141_000, worker_mb=377, source="benchmarks.fetch --photos DIR"),

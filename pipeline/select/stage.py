@@ -39,7 +39,7 @@ WORK: Final = ".work"
 MATCHER: Final = "matcher"
 BATCH_ROWS: Final = 8_192
 PART_ROWS: Final = 500_000
-PACKED_ROWS: Final = 2_000_000
+PACKED_ROWS: Final = 1_000_000
 """Candidates for each part of packed rows, of 48 bytes and their queries: what a worker decides over at once."""
 GROUP_ROWS: Final = 2**18
 """Candidates whose fates are read at once."""
