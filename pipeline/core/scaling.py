@@ -72,11 +72,11 @@ RATES: Final = {
     "candidates": Rate(
         unit="candidates", cpu_s=137e-6, way_bytes=76, worker_mb=336, source="benchmarks.candidates --wheel FILE"
     ),
-    # For 10 million: 455.5 to filter and match, 303 more for the cascade; for a million, 8.1 to decide and write. Of
-    # them 0.26 for the choice (benchmarks.choice), if all candidates match. One process that does all, at a million.
-    # Bytes on the way: benchmarks.scale, 160,000.
+    # For 10 million: 455.5 to filter and match, 303 more for the cascade; 68.4 to decide and write when one process did
+    # so, and 2.1 more for a million since workers do it in parts. The choice alone: benchmarks.choice, if all
+    # candidates match. One process that does everything, at a million. Bytes on the way: benchmarks.scale, 160,000.
     "select": Rate(
-        unit="candidates", cpu_s=83.7e-6, serial_s=0.26e-6, way_bytes=401, worker_mb=883,
+        unit="candidates", cpu_s=84.5e-6, serial_s=0.26e-6, way_bytes=401, worker_mb=883,
         source="benchmarks.select --rows 10000000 --workers 2",
     ),
     # 30.3 CPU seconds for 5,000 photographs of 109 kB, stored as 32 kB; both wait on the way.
