@@ -118,6 +118,16 @@ def test_block_size_and_workers_change_no_byte(tmp_path: Path) -> None:
     assert made[0] == made[1] == made[2]
 
 
+def test_rows_not_quite_of_length_one_are_brought_to_it(tmp_path: Path) -> None:
+    # As they are, the first two are less alike than the threshold, and each is alike enough to the third.
+    values = np.array([[0.9995, 0], [0.9995, 0], [1.0005, 0], [0, 1]], np.float32)
+    train = _folder(tmp_path / "train", values, ["a", "b", "c", "d"])
+    for name, asked in (("1", {"block_rows": 1}), ("3", {"block_rows": 3}), ("ivf", {"index": "ivf"})):
+        run(GroupsConfig(train=train, threshold=0.9999, **asked), str(tmp_path / name), QUIET)
+        rows = tables.read_folder(str(tmp_path / name), GROUPS).to_pylist()
+        assert [(r["pair_id"], r["group"], r["similarity"]) for r in rows] == [(i, "a", 1.0) for i in "abc"]
+
+
 def test_blocks_of_one_row_change_no_byte(tmp_path: Path) -> None:
     # Products of one or two rows take another way through BLAS than those of many.
     draw = np.random.default_rng(9)
