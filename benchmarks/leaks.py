@@ -84,7 +84,7 @@ def found(demo: str, detectors: Sequence[str]) -> Iterator[tuple[str, Best, floa
     loaded = load(f"{demo}/detector")
     yield "the demo's", best_matches(f"{demo}/neighbours")[EVALUATION], loaded.threshold
     if isinstance(loaded.detector, Fused):
-        widths = [part.dimension for part in loaded.detector.parts]
+        widths = [part.dimension for part in loaded.detector.members]
         names = ["the one trained there, alone", "the one beside it (it ships), alone"]
         for name, shares in zip(names, ((1.0, 0.0), (0.0, 1.0)), strict=True):
             yield name, weighted(demo, widths, shares), None

@@ -79,6 +79,8 @@ class TrainConfig:
             (:mod:`dedup.fused`); the threshold is calibrated for both together.
         beside_share: Share of a similarity that is that detector's; default: of a quarter, a half and three quarters
             the one with which the calibration expects most.
+        start_sha256: What is in ``start``, set from it: its folder may have no manifest.
+        beside_sha256: Likewise of ``beside``.
         pairs: Pairs (a picture and its altered copy) to train on; the paper took about 30 million pictures.
         joined_pictures: Pictures on which the linear map over all features is solved; it changes little beyond.
         head_pairs: Pairs of ready-made features that the head is trained on; default: 20 for each of ``pairs``.
@@ -119,6 +121,8 @@ class TrainConfig:
     start: str | None = input_path()
     beside: str | None = input_path()
     beside_share: float | None = None
+    start_sha256: str | None = None
+    beside_sha256: str | None = None
     pairs: int = 8_000
     joined_pictures: int = 10_000
     head_pairs: int | None = None
@@ -178,6 +182,8 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} has no effect with start, which trains whole_pairs only; leave it out"
                 )
+        if self.beside_share is not None and 1 - self.beside_share == 1:
+            raise ValueError(f"beside_share {self.beside_share} leaves nothing of what stands beside")
         if self.beside is None and "beside_share" in given:
             raise ValueError("beside_share has no effect without beside; leave it out")
         if self.learning_rate is not None and self.learning_rate <= 0:

@@ -17,7 +17,8 @@ from dedup.config import AugmentConfig, TrainConfig
 from dedup.contrast import Arithmetic, Batch, Schedule
 from dedup.descriptor import DIMENSION, discriminant
 from dedup.detector import PRESETS, Detector, prepare
-from dedup.folder import load
+from dedup.folder import Loaded, load
+from dedup.fused import Fused
 from dedup.processes import Processes, blocks
 from dedup.trainer import Batches, Trainer
 from pipeline.core.errors import InputError, UsageError
@@ -72,7 +73,7 @@ def embed_pictures(
     """What a function of prepared pixels gives for pictures, altered where there is a seed.
 
     Args:
-        function: Of uint8 [n, C, S, S] to float32 [n, d].
+        function: Of uint8 [n, …], n pictures as ``prepared`` gives them, to float32 [n, d].
         dimension: Its d.
         prepared: Makes a picture's pixels.
         pictures: Where the pictures are.
@@ -135,9 +136,9 @@ def fit(
             expected=f"at least {processes.count}",
             found=batch_size,
         )
-    detector = (started(config, config.start) if config.start else Detector(PRESETS[config.preset])).to(
-        processes.device
-    )
+    detector = (
+        start_of(config, load(config.start)) if config.start else Detector(PRESETS[config.preset])
+    ).to(processes.device)
     # Before a snapshot's weights come in: a run that goes on must draw as it drew.
     likeness = _seen_by(detector, pictures, known, processes) if config.start else pictures.thumbnails[known]
     trainer = Trainer(
@@ -177,27 +178,35 @@ def fit(
     return detector, trainer.lines
 
 
-def started(config: TrainConfig, folder: str) -> Detector:
+def start_of(config: TrainConfig, loaded: Loaded) -> Detector:
     """The detector to go on from.
 
     Raises:
-        InputError: There is none, or it has no head; UsageError: it is of another preset than the configured one, whose
+        InputError: It has no head, or is several; UsageError: it is of another preset than the configured one, whose
             batch size and learning rate would be taken.
     """
-    detector = load(folder).detector
-    if not isinstance(detector, Detector) or not detector.architecture.joined:
+    detector = loaded.detector
+    if isinstance(detector, Fused):
         raise InputError(
             "no detector to go on from",
-            where=folder,
+            where=config.start,
+            expected="one detector",
+            found=f"{len(detector.shares)} detectors side by side",
+            hint="pass the folder of one that was trained without --beside",
+        )
+    if not detector.architecture.joined:
+        raise InputError(
+            "no detector to go on from",
+            where=config.start,
             expected="one with a head over learned and unlearned features",
-            found="a network alone" if isinstance(detector, Detector) else "several detectors",
+            found="a network alone",
             hint="one without is trained anew, on more pairs",
         )
     preset = next((name for name, shape in PRESETS.items() if shape == detector.architecture), config.preset)
     if preset != config.preset:
         raise UsageError(
             "the detector to go on from is of another preset",
-            where=folder,
+            where=config.start,
             expected=config.preset,
             found=preset,
             hint=f"pass --preset {preset}",

@@ -8,7 +8,7 @@ and reviews one detector's embeddings does so with these.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,17 +19,23 @@ from dedup.detector import Architecture, Detector
 from pipeline.core import config as configuration
 from pipeline.core.errors import ContractError
 
+# Shares are kept to as many digits as a float has; earlier folders keep nine.
+ROUNDING = 1e-8
+
 
 class Fused(nn.Module):
     """Maps pictures to the members' embeddings side by side.
 
     Args:
         members: Detectors; the members of one that is fused itself become members.
-        shares: Above 0; those of a similarity that are each member's, brought to a sum of 1.
+        shares: Above 0; those of a similarity that are each member's, brought to a sum of 1. Those that have it, but
+            for rounding, stay as they are: a loaded detector's are those that were saved.
 
     Raises:
-        ValueError: There are fewer than two members, not one share for each, or one that is not above 0.
+        ValueError: There are fewer than two members, not one share for each, or one that is nothing or all.
     """
+
+    members: Sequence[Detector]
 
     def __init__(self, members: Sequence[Detector | Fused], shares: Sequence[float]) -> None:
         super().__init__()
@@ -39,31 +45,30 @@ class Fused(nn.Module):
             )
         if not all(share > 0 for share in shares):
             raise ValueError(f"shares must be above 0, are {list(shares)}")
+        total = sum(shares)
+        if abs(total - 1) < ROUNDING:
+            total = 1.0
         flat: list[tuple[Detector, float]] = []
         for member, share in zip(members, shares, strict=True):
             own = (
                 [(member, 1.0)]
                 if isinstance(member, Detector)
-                else zip(member.parts, member.shares, strict=True)
+                else zip(member.members, member.shares, strict=True)
             )
-            # Rounded, so that a loaded detector's are those that were saved.
-            flat += [(one, round(of * share / sum(shares), 9)) for one, of in own]
-        self.members = nn.ModuleList([one for one, _ in flat])
+            flat += [(one, of * (share / total)) for one, of in own]
+        self.members = cast("Sequence[Detector]", nn.ModuleList([one for one, _ in flat]))
         self.shares: tuple[float, ...] = tuple(of for _, of in flat)
+        if not all(0 < share < 1 for share in self.shares):
+            raise ValueError(f"each share must be more than nothing and less than all, not {list(shares)}")
 
     @property
     def dimension(self) -> int:
         """Length of an embedding."""
-        return sum(member.dimension for member in self.parts)
-
-    @property
-    def parts(self) -> list[Detector]:
-        """The members."""
-        return [member for member in self.members if isinstance(member, Detector)]
+        return sum(member.dimension for member in self.members)
 
     def looks(self, image: Image.Image) -> np.ndarray:
         """What an embedding is made from: uint8 [P], what the members look at, one after another, nothing twice."""
-        kinds = {member.sight: member for member in self.parts}
+        kinds = {member.sight: member for member in self.members}
         return np.concatenate([member.looks(image).reshape(-1) for member in kinds.values()])
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -77,17 +82,17 @@ class Fused(nn.Module):
         """
         seen: dict[tuple[int, int, int], Tensor] = {}
         place = 0
-        for sight in (member.sight for member in self.parts):
+        for sight in (member.sight for member in self.members):
             if sight not in seen:
                 size = sight[0] * sight[1] * sight[2]
                 seen[sight] = pixels[:, place : place + size].reshape(-1, *sight)
                 place += size
-        shared = zip(self.parts, self.shares, strict=True)
+        shared = zip(self.members, self.shares, strict=True)
         return torch.cat([member(seen[member.sight]) * share**0.5 for member, share in shared], dim=1)
 
     def described(self) -> dict[str, Any]:
         """Its shape, as its folder's configuration keeps it."""
-        shared = zip(self.parts, self.shares, strict=True)
+        shared = zip(self.members, self.shares, strict=True)
         return {"members": [{**member.described(), "share": share} for member, share in shared]}
 
 

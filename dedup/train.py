@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from dedup.collection import UNREADABLE, Collection
 from dedup.config import TrainConfig
 from dedup.contrast import TEMPERATURE
 from dedup.detector import Detector
-from dedup.fit import copy_seeds, embed_pictures, fit, started
+from dedup.fit import copy_seeds, embed_pictures, fit, start_of
 from dedup.folder import CONFIG, CONTRACT, WEIGHTS, load, save
 from dedup.fused import Fused
 from dedup.processes import Processes, working_together
@@ -52,24 +52,30 @@ def run(config: TrainConfig, out: str, options: RunOptions) -> Manifest | None:
     """
     chunks = images.plan(config.images)
     # Wrong ones are known before the pictures are read.
-    if config.start:
-        started(config, config.start)
-    if config.beside:
-        load(config.beside)
+    start, other = (load(path) if path else None for path in (config.start, config.beside))
+    if start is not None:
+        start_of(config, start)
+    # Not told apart by their paths: two folders can be of one size, and one can be given as either.
+    config = replace(
+        config, start_sha256=start.sha256 if start else None, beside_sha256=other.sha256 if other else None
+    )
+    beside = None if other is None else other.detector
     if options.dry_run:
-        return _run_first(config, chunks, Processes(), out, options)
+        return _run_first(config, chunks, beside, Processes(), out, options)
     with working_together(config.device) as processes:
         if processes.rank == 0:
-            return _run_first(config, chunks, processes, out, options)
+            return _run_first(config, chunks, beside, processes, out, options)
         (needed,) = processes.any(False)
         if needed:
-            train(config, chunks, out, processes=processes, quiet=True, most_bad=options.max_bad_fraction)
+            most_bad = options.max_bad_fraction
+            train(config, chunks, out, beside=beside, processes=processes, quiet=True, most_bad=most_bad)
         return None
 
 
 def _run_first(
     config: TrainConfig,
     chunks: Sequence[images.Chunk],
+    beside: Detector | Fused | None,
     processes: Processes,
     out: str,
     options: RunOptions,
@@ -81,8 +87,15 @@ def _run_first(
         nonlocal told
         told = True
         processes.any(True)
-        most_bad = options.max_bad_fraction
-        return train(config, chunks, folder, processes=processes, quiet=options.quiet, most_bad=most_bad)
+        return train(
+            config,
+            chunks,
+            folder,
+            beside=beside,
+            processes=processes,
+            quiet=options.quiet,
+            most_bad=options.max_bad_fraction,
+        )
 
     try:
         done = run_stage(
@@ -110,6 +123,7 @@ def train(
     chunks: Sequence[images.Chunk],
     out: str,
     *,
+    beside: Detector | Fused | None,
     processes: Processes,
     quiet: bool,
     most_bad: float | None = None,
@@ -120,6 +134,7 @@ def train(
         config: How to train.
         chunks: The pictures; every process reads all of them and draws the same batches.
         out: Output folder; snapshots found there are gone on from.
+        beside: What stands beside the trained detector, if anything does.
         processes: Who takes part; the first one writes.
         quiet: Show no progress.
         most_bad: Share of the pictures that may be unreadable; ``None``: any.
@@ -153,14 +168,14 @@ def train(
         trained, lines = fit(
             config, pictures, known, processes=processes, snapshots=snapshots.Snapshots(out), quiet=quiet
         )
-        detector = beside(config, trained, EVEN).to(processes.device)
+        detector = fused_with(beside, trained, EVEN).to(processes.device)
         if config.half:
             detector.half().float()  # calibrated as it will be loaded
         with Progress(f"{STAGE}: calibrating", unit="pictures", quiet=quiet):
             clean, altered = held_out_embeddings(config, detector, pictures, held_out, processes)
         if isinstance(detector, Fused):
-            share = best_share(config, trained.dimension, pictures, held_out, clean, altered)
-            detector = beside(config, trained, share).to(processes.device)
+            share = weigh_by_best_share(config, trained.dimension, pictures, held_out, clean, altered)
+            detector = fused_with(beside, trained, share).to(processes.device)
         calibration = calibrate(config, pictures, held_out, clean, altered)
         accuracy, compared = proxy_accuracy(pictures.groups[held_out], clean[held_out], altered[0])
         found: dict[str, object] = {"threshold": calibration.threshold, "held_out_accuracy": accuracy}
@@ -181,15 +196,12 @@ def train(
         )
 
 
-def beside(config: TrainConfig, trained: Detector, share: float) -> Detector | Fused:
+def fused_with(beside: Detector | Fused | None, trained: Detector, share: float) -> Detector | Fused:
     """The trained detector with the one that stands beside it, if there is one, and its share of a similarity."""
-    if not config.beside:
-        return trained
-    made = Fused([trained, load(config.beside).detector], [1 - share, share])
-    return made.eval()
+    return trained if beside is None else Fused([trained, beside], [1 - share, share]).eval()
 
 
-def best_share(
+def weigh_by_best_share(
     config: TrainConfig,
     width: int,
     pictures: Collection,
@@ -197,10 +209,10 @@ def best_share(
     clean: np.ndarray,
     altered: Sequence[np.ndarray],
 ) -> float:
-    """The share of what stands beside the trained detector: the configured one, or the best of :data:`SHARES`.
+    """Brings embeddings to the share of what stands beside the trained detector: the configured or the best one.
 
-    That is the one with the highest expected precision at its calibrated threshold, as far as it is wanted; of those
-    that have the wanted one, the one with the highest recall.
+    The best of :data:`SHARES` has the highest expected precision at its calibrated threshold, as far as it is wanted;
+    of those that have the wanted one, the highest recall.
 
     Args:
         config: How to calibrate.
@@ -209,6 +221,9 @@ def best_share(
         held_out: int64 [H].
         clean: float32 [N, d] of :func:`held_out_embeddings` with equal shares; changed to those with the chosen one.
         altered: Likewise.
+
+    Returns:
+        The share.
     """
 
     def weigh(before: float, after: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from dedup.detector import PRESETS, Detector
 from dedup.embed import run as embed_run
 from dedup.folder import load, save
 from dedup.fused import Fused, embed
-from dedup.train import best_share
 from dedup.train import run as train
+from dedup.train import weigh_by_best_share
 from pipeline.core import manifest
-from pipeline.core.errors import InputError, WitError
+from pipeline.core.errors import InputError, OutputError, WitError
 from pipeline.core.fakes import COLOURS, SHAPES, picture
 from pipeline.core.stage import RunOptions
 
@@ -68,12 +69,16 @@ def test_members_that_see_alike_share_their_looks(members: list[Detector]) -> No
     assert len(Fused(members, (1, 1, 1)).looks(image)) == members[0].looks(image).size + 3 * 32 * 32
 
 
-def test_saved_and_loaded_are_the_same(members: list[Detector], tmp_path: Path) -> None:
-    fused = Fused(members, (2, 1, 1))
+# Nine digits would change the last ones.
+@pytest.mark.parametrize("shares", [(2, 1, 1), (4, 1, 1), (1 - 2e-12, 1e-12, 1e-12)])
+def test_saved_and_loaded_are_the_same(
+    members: list[Detector], tmp_path: Path, shares: tuple[float, ...]
+) -> None:
+    fused = Fused(members, shares)
     sha256 = save(str(tmp_path / "a"), fused, threshold=0.9, notes={"preset": "small"})
     loaded = load(str(tmp_path / "a"))
     assert isinstance(loaded.detector, Fused)
-    assert (loaded.sha256, loaded.threshold, loaded.detector.shares) == (sha256, 0.9, (0.5, 0.25, 0.25))
+    assert (loaded.sha256, loaded.threshold, loaded.detector.shares) == (sha256, 0.9, fused.shares)
     assert (_embedded(loaded.detector, _pictures()) == _embedded(fused, _pictures())).all()
     # Other shares give other embeddings, so they are another detector.
     assert save(str(tmp_path / "b"), Fused(members, (1, 1, 1)), threshold=0.9, notes={}) != sha256
@@ -81,7 +86,18 @@ def test_saved_and_loaded_are_the_same(members: list[Detector], tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "wrong",
-    [[], [3], [{"architecture": {}, "share": 1.0}], [{"share": 1.0}], "one member", "no share", "minus"],
+    [
+        [],
+        [3],
+        [{"architecture": {}, "share": 1.0}],
+        [{"share": 1.0}],
+        "one member",
+        "no share",
+        -1,
+        math.inf,
+        math.nan,
+        0,
+    ],
 )
 def test_damaged_folders_are_refused(members: list[Detector], tmp_path: Path, wrong: object) -> None:
     save(str(tmp_path), Fused(members[:2], (1, 1)), threshold=0.9, notes={})
@@ -94,7 +110,7 @@ def test_damaged_folders_are_refused(members: list[Detector], tmp_path: Path, wr
     elif wrong == "no share":
         del values["members"][0]["share"]
     else:
-        values["members"][0]["share"] = -1
+        values["members"][0]["share"] = wrong
     config.write_text(json.dumps(values))
     with pytest.raises(WitError, match=r"config\.json"):
         load(str(tmp_path))
@@ -104,7 +120,7 @@ def test_the_members_of_a_fused_detector_become_members(members: list[Detector])
     inner = Fused(members[:2], (1, 1))
     fused = Fused([inner, members[2]], (3, 1))
     assert fused.shares == (0.375, 0.375, 0.25)
-    assert fused.parts == members
+    assert list(fused.members) == members
 
 
 def test_training_calibrates_what_stands_beside_it_too(
@@ -127,7 +143,7 @@ def test_training_calibrates_what_stands_beside_it_too(
     # It embeds like any other, and no training goes on from it.
     embed_run(EmbedConfig(images=(shards,), detector=made, device="cpu"), str(tmp_path / "embedded"), QUIET)
     assert manifest.read(str(tmp_path / "embedded")).extra["detector_sha256"] == loaded.sha256
-    with pytest.raises(InputError, match="no detector to go on from"):
+    with pytest.raises(InputError, match="trained without --beside"):
         train(TrainConfig(images=(shards,), start=made, whole_pairs=64), str(tmp_path / "on"), QUIET)
 
 
@@ -148,11 +164,32 @@ def test_the_share_is_the_one_with_which_the_calibration_expects_most(good: int,
     clean, altered = (np.concatenate(pair, axis=1) * np.float32(0.5**0.5) for pair in (blocks, copies))
     before = clean.copy()
     config = TrainConfig(beside="x")
-    assert best_share(config, 8, pictures, held_out, clean, [altered]) == chosen
+    assert weigh_by_best_share(config, 8, pictures, held_out, clean, [altered]) == chosen
     assert clean[:, 8:] == pytest.approx(before[:, 8:] * (chosen / 0.5) ** 0.5, abs=1e-6)
     assert np.linalg.norm(altered, axis=1) == pytest.approx(np.ones(100), abs=1e-5)
     given = dataclasses.replace(config, beside_share=0.4)
-    assert best_share(given, 8, pictures, held_out, before, [altered]) == 0.4
+    assert weigh_by_best_share(given, 8, pictures, held_out, before, [altered]) == 0.4
+
+
+def test_a_detector_is_known_by_what_it_is(shards: str, members: list[Detector], tmp_path: Path) -> None:
+    """Folders without a manifest, of one size: neither the role nor the weights may be taken for others."""
+    given, out = str(tmp_path / "given"), str(tmp_path / "out")
+    images = tmp_path / "images"
+    images.mkdir()
+    for i, one in enumerate(_pictures()):
+        one.save(images / f"{i}.png")
+    save(given, members[1], threshold=None, notes={})
+    settings: dict[str, Any] = {"images": (str(images),), "whole_pairs": 4, "batch_size": 2, "held_out": 0.5}
+    config = TrainConfig(**settings, start=given)
+    first = train(config, out, QUIET)
+    assert first is not None
+    assert train(config, out, QUIET) == first
+    with pytest.raises(OutputError, match=r"beside_sha256 was None, is .*start_sha256 was"):
+        train(TrainConfig(**settings, beside=given), out, QUIET)
+    torch.manual_seed(4)
+    save(given, Detector(PRESETS["small"]), threshold=None, notes={})
+    with pytest.raises(OutputError, match="start_sha256"):
+        train(config, out, QUIET)
 
 
 def test_what_stands_beside_is_checked_before_anything_is_trained(shards: str, tmp_path: Path) -> None:
@@ -160,6 +197,8 @@ def test_what_stands_beside_is_checked_before_anything_is_trained(shards: str, t
         train(TrainConfig(images=(shards,), beside=str(tmp_path)), str(tmp_path / "out"), QUIET)
     with pytest.raises(ValueError, match="beside_share must lie"):
         TrainConfig(beside="x", beside_share=1.0)
+    with pytest.raises(ValueError, match="leaves nothing"):
+        TrainConfig(beside="x", beside_share=1e-17)
     with pytest.raises(ValueError, match="beside_share has no effect"):
         TrainConfig(beside_share=0.25)
 
@@ -169,3 +208,5 @@ def test_wrong_members_are_refused(members: list[Detector]) -> None:
         Fused(members[:1], (1,))
     with pytest.raises(ValueError, match="above 0"):
         Fused(members[:2], (1, 0))
+    with pytest.raises(ValueError, match="less than all"):
+        Fused(members[:2], (1, 1e-20))
