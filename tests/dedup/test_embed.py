@@ -74,11 +74,16 @@ def test_bad_pictures_are_dropped_rows(folder: str, detector: str, tmp_path: Pat
     shutil.copytree(folder, root)
     (root / "red" / "broken.png").write_bytes((root / "red" / "00.png").read_bytes()[:60])
     (root / "empty.jpg").write_bytes(b"")
+    (root / "loop.jpg").symlink_to("loop.jpg")
+    (root / "nowhere.jpg").symlink_to(tmp_path / "not there.jpg")
     done = run(EmbedConfig(images=(str(root),), detector=detector), str(tmp_path / "out"), QUIET)
     assert done is not None
-    assert (done.rows_in, done.rows, done.dropped) == (26, 24, {"unreadable-image": 2})
+    assert (done.rows_in, done.rows) == (28, 24)
+    assert done.dropped == {"missing-image": 2, "unreadable-image": 2}
     lost = tables.read_files([str(tmp_path / "out" / "dropped" / "part-00000.parquet")])
-    assert lost.column("id").to_pylist() == ["empty.jpg", "red/broken.png"]
+    details = dict(zip(lost.column("id").to_pylist(), lost.column("detail").to_pylist(), strict=True))
+    assert sorted(details) == ["empty.jpg", "loop.jpg", "nowhere.jpg", "red/broken.png"]
+    assert "nowhere.jpg: cannot open, found No such file or directory" in details["nowhere.jpg"]
 
 
 def test_the_same_bytes_are_embedded_once(
