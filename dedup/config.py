@@ -207,7 +207,7 @@ class EmbedConfig:
         batch_size: Pictures embedded at once.
         device: Where to compute; ``auto`` takes a GPU if there is one. Another device may change last bits.
         decode_threads: Threads of each worker that decode pictures while the detector works on others.
-        threads: Threads of each worker's arithmetic.
+        threads: Threads of each worker's arithmetic; another count may change last bits.
     """
 
     images: tuple[str, ...] = input_paths()
@@ -333,7 +333,7 @@ class AuditConfig:
         half: As in ``wit dedup embed``.
         device: As in ``wit dedup embed``.
         decode_threads: As in ``wit dedup embed``.
-        threads: Threads of each worker's arithmetic.
+        threads: Threads of each worker's arithmetic; another count may change an embedding's last bits.
     """
 
     train: tuple[str, ...] = input_paths()

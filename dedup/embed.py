@@ -116,7 +116,7 @@ def run(config: EmbedConfig, out: str, options: RunOptions) -> Manifest | None:
 
 
 def rate_line(made: int, kept: int, seconds: float) -> str:
-    """What the closing line says of speed."""
+    """What the closing line says of speed: of all pictures that came in, repeats and dropped ones too."""
     line = f"{made:,} pictures in {duration(seconds)}, {made / max(seconds, 1e-9):,.1f} images/s"
     return f"{line}; {kept:,} kept from an earlier run" if kept else line
 

@@ -225,8 +225,9 @@ def _summary(draws: np.ndarray) -> np.ndarray:
 def choose(found: Curve, precision: float) -> int | None:
     """The place of the best threshold, precision first, then recall [Section 5]; ``None`` if there are no copies.
 
-    Above the wanted precision only recall counts. Each point below it costs twenty points of recall and no more: where
-    unlike pairs reach up to the highest similarities, no threshold would be right often enough.
+    From a tenth of the way between the wanted precision and 1 on only recall counts: the tenth is a reserve for what
+    is expected and not seen. Each point below that costs twenty points of recall and no more: where unlike pairs reach
+    up to the highest similarities, no threshold would be right often enough.
     """
     if found.copies < 0.5:
         return None
