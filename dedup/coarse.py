@@ -2,9 +2,11 @@
 
 k-means over a sample cuts the training set into lists. Each picture is at home in the list whose centroid is nearest,
 and visits the ``probes`` nearest ones; two pictures are compared if one of them visits the other's home. Rows travel to
-their lists in files, so memory is bounded by a block, and a list longer than a block is compared block by block. A
-picture's lists depend on nothing but itself and the centroids: neither blocks nor workers leave a trace. Some pictures
-are compared with all others too: how many of their near-duplicates end up in their group is the index's recall.
+their lists in files, and a list longer than a block is compared block by block: memory is bounded by a block, but for
+the centroids, which every worker holds, and the sample, which the process that makes them holds; both grow with the
+root of N. A picture's lists depend on nothing but itself and the centroids: neither blocks nor workers leave a trace.
+Some pictures are compared with all others too: how many of the near-duplicates among their 10 nearest end up in their
+group is the index's recall.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from pipeline.core import beam as stages
 from pipeline.core import paths, tables
 from pipeline.core.contracts import EMBEDDINGS
 from pipeline.core.progress import tick
-from pipeline.core.spill import Chunk, Spill, read_chunks
+from pipeline.core.spill import Chunk, Spill, stream_chunks
 from pipeline.core.worklog import working
 
 STAGE = "dedup groups"
@@ -48,8 +50,6 @@ ASKED, NEAREST = 1024, 10
 # until they are written: with many parts, smaller files would hold few rows of each.
 _VISITING, _PART, _HELD_BYTES = 8_192, 65_536, 64 << 20
 _CENTROIDS, _ASKED, _EXACT = "centroids.npy", "asked.parquet", "exact.json"
-# Number of a file, first row, rows.
-Span = tuple[int, int, int]
 
 
 def list_count(rows: int) -> int:
@@ -89,6 +89,7 @@ def prepare(files: Sequence[str], rows: int, folder: str, threads: int, options:
     values = vectors.read_values(chosen, what="the training set")
     with threadpool_limits(threads, user_api="blas"):
         centroids = lists.centroids(values, min(list_count(rows), len(values)))
+    del values  # the sample is read again below
     paths.write_bytes(paths.join(folder, _CENTROIDS), centroids.tobytes())
     ids = vectors.read_names(chosen).ids
     asked = np.argsort(np.array([drawn(name) for name in ids]), kind="stable")[:ASKED]
@@ -141,14 +142,9 @@ class LinkWithinLists(beam.PTransform[Any, Any]):
         """Sends rows to their lists and compares them there; `WriteTables` of the same folder clears what waited."""
         probes = self.config.probes or PROBES
         parts = max(1, min(list_count(self.rows), -(-self.rows * probes // _PART)))
-        spans = [
-            (number, start, rows)
-            for number, file in enumerate(self.files)
-            for _, start, rows in vectors.plan_blocks([file], 65_536)
-        ]
         return (
             pipeline
-            | "Spans" >> beam.Create(spans, reshuffle=True)
+            | "Spans" >> beam.Create(vectors.numbered_blocks(self.files, 65_536), reshuffle=True)
             | "Visit"
             >> beam.ParDo(
                 VisitLists(self.files, paths.join(self.out, FOLDER), probes, parts, self.config.threads)
@@ -186,7 +182,7 @@ class VisitLists(beam.DoFn):
         self.flat = np.frombuffer(paths.read_bytes(paths.join(self.folder, _CENTROIDS)), np.float32)
         self.tiles = Tiles()
 
-    def process(self, span: Span) -> Iterator[tuple[int, pa.Table]]:
+    def process(self, span: vectors.NumberedBlock) -> Iterator[tuple[int, pa.Table]]:
         """Yields rows of a span by part: ``list``, whether it is their ``home``, ``place``, ``embedding``."""
         number, start, rows = span
         with working(STAGE, f"{self.files[number]} {start}"):
@@ -221,7 +217,7 @@ class VisitLists(beam.DoFn):
         return kept.place
 
 
-class Block(NamedTuple):
+class ListRows(NamedTuple):
     """Rows of some lists, sorted by list, those at home first.
 
     Attributes:
@@ -236,13 +232,13 @@ class Block(NamedTuple):
     place: np.ndarray
     values: np.ndarray
 
-    def part(self, number: int, *, home: bool) -> Block:
+    def part(self, number: int, *, home: bool) -> ListRows:
         """A list's rows that are at home there, or those that are not; of equal ones the first."""
         first, last = np.searchsorted(self.number, [number, number + 1])
         middle = first + int(self.home[first:last].sum())
         at = slice(first, middle) if home else slice(middle, last)
         chosen, _ = link_equals(self.values[at], 1.0)
-        return Block(*(array[at][chosen] for array in self))
+        return ListRows(*(array[at][chosen] for array in self))
 
 
 class LinkLists(beam.DoFn):
@@ -276,20 +272,20 @@ class LinkLists(beam.DoFn):
                 for number in np.intersect1d(block.number, other.number):
                     yield from self._between(block, other, number)
 
-    def _blocks(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, Block]]:
+    def _blocks(self, chunks: Sequence[Chunk]) -> Iterator[tuple[int, ListRows]]:
         """Blocks of some chunks, each with the number of the chunk after its last."""
         held: list[pa.Table] = []
-        for end, chunk in enumerate(chunks, start=1):
-            held += read_chunks([chunk])
+        for end, rows in enumerate(stream_chunks(chunks), start=1):
+            held.append(rows)
             if end == len(chunks) or sum(table.num_rows for table in held) >= self.block_rows:
                 joined, held = pa.concat_tables(held).combine_chunks(), []
                 number, home, place = (joined.column(n).to_numpy() for n in ("list", "home", "place"))
                 flat = joined.column("embedding").combine_chunks().flatten().to_numpy()
                 order = np.lexsort((place, ~home, number))
                 values = flat.reshape(len(order), -1)[order]
-                yield end, Block(number=number[order], home=home[order], place=place[order], values=values)
+                yield end, ListRows(number=number[order], home=home[order], place=place[order], values=values)
 
-    def _within(self, block: Block, number: int) -> Iterator[Links]:
+    def _within(self, block: ListRows, number: int) -> Iterator[Links]:
         first, last = np.searchsorted(block.number, [number, number + 1])
         own = slice(first, first + int(block.home[first:last].sum()))
         _, equals = link_equals(block.values[own], self.threshold)
@@ -298,7 +294,7 @@ class LinkLists(beam.DoFn):
         yield from links_within(home.values, home.place, self.threshold)
         yield from links_between(home.values, home.place, guests.values, guests.place, self.threshold)
 
-    def _between(self, block: Block, other: Block, number: int) -> Iterator[Links]:
+    def _between(self, block: ListRows, other: ListRows, number: int) -> Iterator[Links]:
         home, guests = (block.part(number, home=at_home) for at_home in (True, False))
         for mine, at_home in ((home, True), (home, False), (guests, True)):
             theirs = other.part(number, home=at_home)
@@ -329,7 +325,8 @@ class CompareAsked(beam.PTransform[Any, Any]):
         return (
             pipeline
             | "Spans" >> beam.Create(vectors.plan_blocks(self.files, 65_536), reshuffle=True)
-            | "Compare" >> beam.ParDo(CompareBlocks([asked], search)).with_output_types(tuple[int, Any])
+            | "Compare"
+            >> beam.ParDo(CompareBlocks([asked], search, stage=STAGE)).with_output_types(tuple[int, Any])
             | "Merge" >> beam.CombinePerKey(MergeBest())
             | "Write" >> beam.Map(_write_exact, path=paths.join(self.out, FOLDER, _EXACT))
         )
@@ -341,7 +338,9 @@ def _write_exact(item: tuple[int, Best], path: str) -> None:
 
 
 def recall(out: str, threshold: float) -> Mapping[str, Any]:
-    """How many exact near-duplicates of the pictures that were asked are in their groups.
+    """How many near-duplicates among the exact 10 nearest of the pictures that were asked are in their groups.
+
+    ``pairs_above_threshold`` counts no more than these: a picture with a thousand copies counts ten.
 
     Args:
         out: The output folder, with its parts and :data:`FOLDER`.
@@ -358,7 +357,9 @@ def recall(out: str, threshold: float) -> Mapping[str, Any]:
     ]
     asked = {name for pair in wanted for name in pair}
     group: dict[str, str] = {}
-    parts = [f for f in paths.list_files(out, suffixes=(".parquet",)) if "/part-" in f and FOLDER not in f]
+    parts = [
+        f for f in paths.list_files(out, suffixes=(".parquet",)) if f.rsplit("/", 1)[0] == out.rstrip("/")
+    ]
     for batch in tables.read_batches(parts, columns=["pair_id", "group"]):
         rows = zip(*(c.to_pylist() for c in batch.columns), strict=True)
         group.update((name, of) for name, of in rows if name in asked)
@@ -375,5 +376,6 @@ def recall_line(extra: Mapping[str, Any]) -> str:
     found = extra["recall"]
     return (
         f"index ivf, {extra['probes']} of {extra['lists']} lists: {found['pictures']} pictures, compared with all "
-        f"others, have {found['pairs_above_threshold']} near-duplicates; {found['together']:.1%} are in their groups"
+        f"others, have {found['pairs_above_threshold']} near-duplicates among their {NEAREST} nearest; "
+        f"{found['together']:.1%} are in their groups"
     )

@@ -34,7 +34,6 @@ from pipeline.core.worklog import working
 
 STAGE = "dedup groups"
 DROP_IDS = "drop-ids.txt"
-Block = tuple[int, int, int]
 
 
 def run(config: GroupsConfig, out: str, options: RunOptions) -> Manifest | None:
@@ -80,7 +79,9 @@ def group(config: GroupsConfig, threshold: float, out: str, options: RunOptions)
             _ = pipeline | "Asked" >> asked
             links = pipeline | "Lists" >> coarse.LinkWithinLists(files, total, threshold, config, out)
         else:
-            blocks = pipeline | "Blocks" >> beam.Create(_blocks(files, config.block_rows), reshuffle=True)
+            blocks = pipeline | "Blocks" >> beam.Create(
+                vectors.numbered_blocks(files, config.block_rows), reshuffle=True
+            )
             compare = LinkBlocks(files, threshold, config.threads)
             links = blocks | "Compare" >> beam.ParDo(compare).with_output_types(Any)
         (
@@ -116,14 +117,6 @@ def group(config: GroupsConfig, threshold: float, out: str, options: RunOptions)
     )
 
 
-def _blocks(files: Sequence[str], block_rows: int) -> list[Block]:
-    return [
-        (number, start, rows)
-        for number, file in enumerate(files)
-        for _, start, rows in vectors.plan_blocks([file], block_rows)
-    ]
-
-
 class LinkBlocks(beam.DoFn):
     """Compares a block with itself and with all rows after it.
 
@@ -140,7 +133,7 @@ class LinkBlocks(beam.DoFn):
         """Sets the threads."""
         threadpool_limits(self.threads, user_api="blas")
 
-    def process(self, block: Block) -> Iterator[Links]:
+    def process(self, block: vectors.NumberedBlock) -> Iterator[Links]:
         """Yields the links of one block."""
         number, start, rows = block
         read = vectors.read_block(self.files[number], start, rows, rows)

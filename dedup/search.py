@@ -212,12 +212,18 @@ class CompareBlocks(beam.DoFn):
         eval_files: Files of the evaluation embeddings.
         config: The command's configuration.
         made_lists: File of :class:`dedup.lists.Lists`; ``None`` compares all with all.
+        stage: The stage that counts what is compared, and in whose name work is logged.
     """
 
     def __init__(
-        self, eval_files: Sequence[str], config: SearchConfig, made_lists: str | None = None
+        self,
+        eval_files: Sequence[str],
+        config: SearchConfig,
+        made_lists: str | None = None,
+        stage: str = STAGE,
     ) -> None:
         self.eval_files, self.config, self.made_lists = list(eval_files), config, made_lists
+        self.stage = stage
 
     def setup(self) -> None:
         """Loads the evaluation side."""
@@ -240,12 +246,12 @@ class CompareBlocks(beam.DoFn):
         if self.best is None:
             self.best = Best.nothing(len(self.queries), self.config.k)
             self.exact = Best.nothing(len(self.sample), self.config.k)
-        with working(STAGE, span[0]):
+        with working(self.stage, span[0]):
             for ids, values in read_block(*span, self.config.block_rows):
                 if len(self.queries):
                     check_dimension(self.queries.shape[1], values.shape[1], span[0])
                     self._compare(nearest.block(values, ids, self.config.k))
-                counters.count(STAGE, "compared", len(ids))
+                counters.count(self.stage, "compared", len(ids))
                 tick(len(ids))
 
     def _compare(self, block: nearest.Block) -> None:

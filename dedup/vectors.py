@@ -23,6 +23,8 @@ FACTS = pa.schema(
 _COLUMNS = ("id", "embedding")
 # Rows whose length is this close to 1 stay as they are: single precision brings rows no closer.
 _ROUNDING = 1e-6
+# Number of a file, first row, rows.
+NumberedBlock = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +159,15 @@ def plan_blocks(files: Sequence[str], block_rows: int) -> list[tuple[str, int, i
         step = -(-rows // max(1, -(-rows // block_rows)))
         blocks += [(file, start, min(step, rows - start)) for start in range(0, rows, step or 1)]
     return blocks
+
+
+def numbered_blocks(files: Sequence[str], block_rows: int) -> list[NumberedBlock]:
+    """As :func:`plan_blocks`, with numbers of files."""
+    return [
+        (number, start, rows)
+        for number, file in enumerate(files)
+        for _, start, rows in plan_blocks([file], block_rows)
+    ]
 
 
 def read_block(file: str, start: int, rows: int, block_rows: int) -> Iterator[tuple[list[str], np.ndarray]]:

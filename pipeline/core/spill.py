@@ -71,14 +71,18 @@ def write_chunks(
 
 def read_chunks(chunks: Iterable[Chunk]) -> list[pa.Table]:
     """The rows of each chunk."""
-    found: list[pa.Table] = []
+    return list(stream_chunks(chunks))
+
+
+def stream_chunks(chunks: Iterable[Chunk]) -> Iterator[pa.Table]:
+    """The rows of each chunk, one after the other; some megabytes of chunks are read at once."""
     asked: list[Chunk] = []
     for chunk in chunks:
         asked.append(chunk)
         if len(asked) == READ_AT_ONCE or sum(end - start for _, start, end in asked) > READ_BYTES:
-            found += _read(asked)
+            yield from _read(asked)
             asked = []
-    return found + _read(asked)
+    yield from _read(asked)
 
 
 def _read(chunks: Sequence[Chunk]) -> list[pa.Table]:
@@ -90,11 +94,11 @@ class Spill(beam.DoFn):
 
     Args:
         folder: Where the files go; whoever runs the pipeline removes it.
-        held_bytes: Rows of so many bytes are held until they are written.
+        held_bytes: Rows of so many bytes are held until they are written; :data:`SPILL_BYTES` unless given.
     """
 
-    def __init__(self, folder: str, held_bytes: int = SPILL_BYTES) -> None:
-        self._folder, self._held_bytes = folder, held_bytes
+    def __init__(self, folder: str, held_bytes: int | None = None) -> None:
+        self._folder, self._held_bytes = folder, SPILL_BYTES if held_bytes is None else held_bytes
 
     def start_bundle(self) -> None:
         """Starts with nothing held."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dedup import lists
+from dedup import coarse, lists
 from dedup.coarse import VisitLists
 from dedup.config import GroupsConfig
 from dedup.embed import embeddings_contract, vectors_to_arrow
@@ -19,7 +19,7 @@ from dedup.groups import LinkBlocks, run
 from dedup.linking import Links, MergeLinks, joined, link
 from dedup.vectors import plan_blocks
 from pipeline.cli import main
-from pipeline.core import manifest, tables
+from pipeline.core import counters, manifest, paths, tables
 from pipeline.core.contracts import EMBEDDINGS, GROUPS
 from pipeline.core.fakes import fake_folder, finished_folder
 from pipeline.core.stage import RunOptions
@@ -225,6 +225,46 @@ def test_an_index_over_a_few_pictures(tmp_path: Path) -> None:
     done = run(GroupsConfig(train=empty, threshold=0.9, index="ivf"), str(tmp_path / "none"), QUIET)
     assert done is not None
     assert done.rows == 0
+
+
+def test_an_index_in_any_folder_and_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = _clusters(3, rows=120)
+    train = _folder(tmp_path / "train", values, [f"{i:04d}" for i in range(len(values))])
+    config = GroupsConfig(train=train, threshold=0.99, index="ivf", probes=1)
+    inside = str(tmp_path / "lists.tmp" / "part-1" / "out")  # named as what lies in an output folder
+    plain, killed, store = str(tmp_path / "plain"), str(tmp_path / "killed"), "memory://groups-ivf/out"
+    done = run(config, plain, QUIET)
+    assert done is not None
+    assert done.extra["recall"]["pairs_above_threshold"] > 100
+    assert 0 < done.extra["recall"]["together"] < 1
+    line = coarse.recall_line(done.extra)
+    assert (
+        f"have {done.extra['recall']['pairs_above_threshold']} near-duplicates among their 10 nearest" in line
+    )
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(coarse, "recall", interrupted)
+        run(config, killed, QUIET)
+    assert (Path(killed) / "lists.tmp").exists()
+    for out in (killed, inside, store):
+        again = run(config, out, QUIET)
+        assert again is not None
+        assert again.extra == done.extra
+        assert not paths.exists(paths.join(out, "lists.tmp"))
+        for name in ("part-00000.parquet", "drop-ids.txt"):
+            assert paths.read_bytes(paths.join(out, name)) == (Path(plain) / name).read_bytes()
+
+
+def test_an_index_compares_in_the_name_of_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = _folder(tmp_path / "train", _unit(20, 8, 0), [f"{i:02d}" for i in range(20)])
+    counted: list[tuple[str, str]] = []
+    monkeypatch.setattr(counters, "count", lambda stage, name, _=1: counted.append((stage, name)))
+    run(GroupsConfig(train=train, threshold=0.9, index="ivf"), str(tmp_path / "out"), QUIET)
+    assert ("dedup groups", "compared") in counted
+    assert {stage for stage, _ in counted} == {"dedup groups"}
 
 
 def test_nothing_alike_gives_an_empty_table(tmp_path: Path) -> None:
