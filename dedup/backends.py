@@ -134,16 +134,17 @@ HASHES = {
 }
 
 
-def stand_in(name: str, backend: Backend) -> str | None:
-    """What stands in a configuration for a detector that is no path; ``None`` for one that is.
+def stand_in(name: str, backend: Backend) -> str:
+    """What stands in a configuration for a detector: not its path, and more than the size of what lies there.
 
     Args:
-        name: A hash's name, or ``module:function``, which may give other weights another time.
+        name: A hash's name, a path, or ``module:function``, which may give other weights another time.
         backend: What it opened as.
     """
     if name in HASHES:
         return name
-    return f"{name} {backend.sha256[:16]}" if external.is_function(name) else None
+    digest = backend.sha256[:16]
+    return f"{name} {digest}" if external.is_function(name) else digest
 
 
 def files_of(name: str, input_file: str | None) -> list[str]:

@@ -202,7 +202,7 @@ class EmbedConfig:
             module, ``phash`` or ``pdq``; default: the one that ships.
         detector_input: JSON file that says what somebody else's network expects; default: the one beside its file.
         dataset: Name of the data set; default: each path's own last name.
-        hash: What stands for a detector that is no path, set from ``detector``.
+        hash: What the detector is, set from ``detector``: its folder may have no manifest.
         half: Store embeddings at half precision.
         batch_size: Pictures embedded at once.
         device: Where to compute; ``auto`` takes a GPU if there is one. Another device may change last bits.

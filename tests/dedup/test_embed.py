@@ -15,11 +15,13 @@ from PIL import Image
 from dedup import embed, images
 from dedup.backends import Backend
 from dedup.config import EmbedConfig
+from dedup.detector import PRESETS, Detector
 from dedup.embed import run
+from dedup.folder import save
 from pipeline.cli import main
 from pipeline.core import manifest, tables
 from pipeline.core.contracts import EMBEDDINGS
-from pipeline.core.errors import UnfinishedInputError
+from pipeline.core.errors import OutputError, UnfinishedInputError
 from pipeline.core.stage import RunOptions
 
 QUIET = RunOptions(quiet=True)
@@ -289,6 +291,17 @@ def test_a_restored_picture_is_embedded_after_all(
     assert "25 pictures in" in capsys.readouterr().err
     assert (out / "part-00000.parquet").read_bytes() == (whole / "part-00000.parquet").read_bytes()
     assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+def test_another_detector_of_the_same_size_is_another_one(folder: str, tmp_path: Path) -> None:
+    own, out = str(tmp_path / "own"), str(tmp_path / "out")
+    config = EmbedConfig(images=(folder,), detector=own, device="cpu")
+    save(own, Detector(PRESETS["small"]), threshold=None, notes={})
+    first = run(config, out, QUIET)
+    assert run(config, out, QUIET) == first
+    save(own, Detector(PRESETS["small"]), threshold=None, notes={})
+    with pytest.raises(OutputError, match="hash was"):
+        run(config, out, QUIET)
 
 
 def test_decode_threads_change_no_byte(folder: str, detector: str, tmp_path: Path) -> None:
