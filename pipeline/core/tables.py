@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,22 +30,30 @@ def write_table(path: str, table: pa.Table, contract: Contract) -> int:
     """
     conformed = contract.conform(table)
     with paths.open_atomic(path) as file:
-        pq.write_table(
-            conformed, file, row_group_size=65_536, store_schema=True, **_encoding(conformed.schema)
-        )
+        pq.write_table(conformed, file, row_group_size=65_536, store_schema=True, **_encoding(conformed))
     return int(conformed.num_rows)
 
 
-def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Vectors are written as they are: packing saves a twentieth of their bytes, and doubles the time to read them."""
-    lists = (pa.types.is_list, pa.types.is_fixed_size_list)
-    vectors = {
-        f.name for f in schema if any(of(f.type) for of in lists) and pa.types.is_floating(f.type.value_type)
-    }
+def _encoding(table: pa.Table) -> dict[str, Any]:
+    """Vectors are written as they are, unless they have few values, as those of hashes.
+
+    Of 10,000 vectors of 256 numbers packing saves a fiftieth of the bytes, and they take half as long again to read; if
+    the numbers are two, it leaves a thirtieth of the bytes.
+    """
+    vectors = {name for name in table.column_names if _many_valued(table.column(name))}
     if not vectors:
         return {"compression": "zstd"}
-    others = [name for name in schema.names if name not in vectors]
+    others = [name for name in table.column_names if name not in vectors]
     return {"compression": dict.fromkeys(others, "zstd"), "use_dictionary": others}
+
+
+def _many_valued(column: pa.ChunkedArray) -> bool:
+    """Whether it holds vectors, and more than a tenth of the numbers of the first ones are different."""
+    lists = (pa.types.is_list, pa.types.is_fixed_size_list)
+    if not any(of(column.type) for of in lists) or not pa.types.is_floating(column.type.value_type):
+        return False
+    first = pc.list_flatten(column.slice(0, 64)).to_numpy()
+    return bool(10 * len(np.unique(first)) > len(first))
 
 
 class PartWriter:

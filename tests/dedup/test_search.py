@@ -201,6 +201,28 @@ def test_files_hold_fixed_size_lists(tmp_path: Path) -> None:
     assert kind.list_size == 8
 
 
+def test_only_vectors_of_few_values_are_packed(tmp_path: Path) -> None:
+    bits = np.where(np.random.default_rng(0).random((500, 256)) < 0.5, 1, -1).astype(np.float32) / 16
+    for name, values, half in (
+        ("hash", bits, False),
+        ("half-hash", bits, True),
+        ("network", _unit(500, 256, 1), False),
+        ("half-network", _unit(500, 256, 1), True),
+    ):
+        table = pa.table({"embedding": vectors_to_arrow(values, half=half)})
+        contract = embeddings_contract(256, half=half)
+        table = table.append_column("id", [[str(i) for i in range(500)]]).append_column(
+            "dataset", [["t"] * 500]
+        )
+        tables.write_table(str(tmp_path / name), table, contract)
+        size = (tmp_path / name).stat().st_size
+        few = name.endswith("hash")
+        assert (size < 500 * 256 / 4) == few  # a bit a value, or all its bytes
+        group = pq.ParquetFile(tmp_path / name).metadata.row_group(0)
+        found = {group.column(i).path_in_schema.split(".")[0]: group.column(i).compression for i in range(3)}
+        assert found["embedding"] == ("ZSTD" if few else "UNCOMPRESSED")
+
+
 def test_what_is_known_of_evaluation_pictures_comes_along(tmp_path: Path) -> None:
     values = _unit(5, 8, 0)
     ids = [f"e{i}" for i in range(5)]
