@@ -261,21 +261,34 @@ def read_ranges(ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
     """Pieces of files of one file system, by first byte and the one after the last; a store is asked for all at once.
 
     Raises:
-        InputError: A file cannot be opened.
+        InputError: A file cannot be opened, or ends before a piece does.
+        StoreError: The store failed.
     """
     if not ranges:
         return []
     fs, _ = filesystem(ranges[0][0])
     names = {path: filesystem(path)[1] for path in {path for path, _, _ in ranges}}
     starts, ends = [start for _, start, _ in ranges], [end for _, _, end in ranges]
-    where = ranges[0][0]
-    with store_errors(where) if is_store(fs) else contextlib.nullcontext():
-        try:
-            return list(fs.cat_ranges([names[path] for path, _, _ in ranges], starts, ends, on_error="raise"))
-        except OSError as error:
-            if is_store(fs):
-                raise
-            raise InputError("cannot open", where=where, found=error.strerror or error) from error
+    with store_errors(ranges[0][0]) if is_store(fs) else contextlib.nullcontext():
+        # What fails takes its piece's place, so it can be told which file it was.
+        pieces = fs.cat_ranges([names[path] for path, _, _ in ranges], starts, ends, on_error="return")
+    return [_piece(fs, piece, *asked) for piece, asked in zip(pieces, ranges, strict=True)]
+
+
+def _piece(fs: Any, piece: bytes | BaseException, path: str, start: int, end: int) -> bytes:
+    if isinstance(piece, BaseException):
+        told: WitError | None = failure(piece, path) if is_store(fs) else None
+        if told is None and isinstance(piece, OSError):
+            told = InputError("cannot open", where=path, found=piece.strerror or piece)
+        raise told or piece from piece
+    if len(piece) != end - start:
+        raise InputError(
+            "the file is cut short",
+            where=path,
+            expected=f"bytes {start:,} to {end:,}",
+            found=f"{len(piece):,}",
+        )
+    return piece
 
 
 def remove(path: str) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.core import paths, tables, tars
 from pipeline.core.contracts import CANDIDATES
-from pipeline.core.errors import InputError, OutputError
+from pipeline.core.errors import InputError, OutputError, StoreError
 from pipeline.core.fakes import fake_shards, fake_table
 
 
@@ -183,5 +183,21 @@ def test_ranges_of_files_are_read_in_the_order_asked(tmp_path: Path, base: str) 
     asked = [(f"{folder}/b", 2, 5), (f"{folder}/a", 3, 13), (f"{folder}/b", 0, 1), (f"{folder}/a", 4, 4)]
     assert paths.read_ranges(asked) == [b"b01", b"0123456789", b"b", b""]
     assert paths.read_ranges([]) == []
-    with pytest.raises(InputError, match="cannot open"):
+    with pytest.raises(InputError, match="none: cannot open"):
         paths.read_ranges([*asked, (f"{folder}/none", 0, 1)])
+    with pytest.raises(InputError, match="a: the file is cut short, expected bytes 10 to 14, found 3"):
+        paths.read_ranges([*asked, (f"{folder}/a", 10, 14)])
+
+
+def test_a_store_that_fails_in_a_range_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of stores give the failure in the place of the bytes, some whatever they are asked."""
+    fs, _ = paths.filesystem("memory://ranges")
+    paths.write_bytes("memory://ranges/a", b"0123456789")
+    monkeypatch.setattr(type(fs), "protocol", "s3")
+    for error, message in (
+        (FileNotFoundError("gone"), "ranges/a: the store has no such bucket or object"),
+        (TimeoutError("slow"), "ranges/a: the store failed"),
+    ):
+        monkeypatch.setattr(type(fs), "cat_ranges", lambda *_, error=error, **__: [b"01", error])
+        with pytest.raises(StoreError, match=message):
+            paths.read_ranges([("memory://ranges/b", 0, 2), ("memory://ranges/a", 0, 2)])
