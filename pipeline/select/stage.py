@@ -7,6 +7,7 @@ them the matched rows lie in a hidden folder of the output, which is removed at 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -95,6 +96,20 @@ def row_groups(file: CandidateFile) -> list[RowGroup]:
     ]
 
 
+def read_group(group: RowGroup) -> Iterator[pa.RecordBatch]:
+    """The rows of a row group.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    with paths.open_input(group.path, decompress=False) as opened:
+        try:
+            reader, columns = pq.ParquetFile(opened), CANDIDATES.schema.names
+            yield from reader.iter_batches(BATCH_ROWS, row_groups=[group.group], columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError("damaged Parquet file", where=group.path, found=str(error)) from error
+
+
 def layout_of(files: list[CandidateFile], queries: int) -> Layout:
     """How many parts so many candidates need."""
     rows = [count for file in files for count in file.rows]
@@ -132,25 +147,19 @@ class FilterAndMatch(beam.DoFn):
             paths.open_atomic(self._work.lost(element.number)) as lost_file,
             pq.ParquetWriter(matched_file, MATCHED, compression="lz4") as matched_writer,
             pq.ParquetWriter(lost_file, DROPPED.schema, compression="lz4") as lost_writer,
-            paths.open_input(element.path, decompress=False) as opened,
             working(STAGE, element.name),
         ):
-            reader = pq.ParquetFile(opened)
-            columns = CANDIDATES.schema.names
-            try:
-                for batch in reader.iter_batches(BATCH_ROWS, row_groups=[element.group], columns=columns):
-                    table = CANDIDATES.conform(pa.Table.from_batches([batch]))
-                    matched, dropped = filter_and_match(table, self._tools)
-                    matched_writer.write_table(matched)
-                    lost_writer.write_table(dropped.cast(DROPPED.schema))
-                    found.append(matched.select(COMPARED))
-                    counters.count_rows(STAGE, rows_in=batch.num_rows)
-                    counters.count(STAGE, "matched", matched.num_rows)
-                    counters.count_reasons(STAGE, Counter(dropped.column("reason").to_pylist()))
-                    offered += batch.num_rows
-                    tick(batch.num_rows)
-            except (pa.ArrowException, OSError) as error:
-                raise InputError("damaged Parquet file", where=element.path, found=str(error)) from error
+            for batch in read_group(element):
+                table = CANDIDATES.conform(pa.Table.from_batches([batch]))
+                matched, dropped = filter_and_match(table, self._tools)
+                matched_writer.write_table(matched)
+                lost_writer.write_table(dropped.cast(DROPPED.schema))
+                found.append(matched.select(COMPARED))
+                counters.count_rows(STAGE, rows_in=batch.num_rows)
+                counters.count(STAGE, "matched", matched.num_rows)
+                counters.count_reasons(STAGE, Counter(dropped.column("reason").to_pylist()))
+                offered += batch.num_rows
+                tick(batch.num_rows)
         rows, doubled = united(packed(pa.concat_tables(found).combine_chunks(), element.number))
         yield TaggedOutput(ROWS, offered)
         yield TaggedOutput(FATES, doubled)

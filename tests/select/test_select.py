@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections import Counter
@@ -264,6 +265,67 @@ def test_what_a_killed_worker_was_writing_is_not_read(
     monkeypatch.setattr(select_stage, "run_pipeline", leaves_half_a_file)
     assert run(candidates, queries, tmp_path / "out") == 0
     assert files(tmp_path / "out") == files(tmp_path / "alone")
+
+
+def test_what_another_configuration_left_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidates, queries = candidates_folder(tmp_path / "c", many(60)), queries_folder(tmp_path / "q", WORDS)
+    assert run(candidates, queries, tmp_path / "whole", "--cap", "9") == 0
+    run_pipeline, builds = vars(select_stage)["run_pipeline"], []
+
+    def killed_before_it_writes(*given: Any) -> Any:
+        builds.append(given)
+        if len(builds) == 2:
+            raise KeyboardInterrupt
+        return run_pipeline(*given)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(select_stage, "run_pipeline", killed_before_it_writes)
+        run(candidates, queries, out, "--cap", "2", "--reserve", "0.5", "--max-images-per-caption", "3")
+    assert list((out / ".work" / "fates").iterdir())
+    assert run(candidates, queries, out, "--cap", "9") == 0
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_a_full_disk_is_not_told_as_damaged_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(pq.ParquetWriter):
+        def write_table(self, *_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    candidates, queries = candidates_folder(tmp_path / "c", many(5)), queries_folder(tmp_path / "q", WORDS)
+    monkeypatch.setattr(pq, "ParquetWriter", Full)
+    assert run(candidates, queries, tmp_path / "out") == 1
+    message = capsys.readouterr().err
+    assert "the disk is full" in message
+    assert "damaged" not in message
+
+
+def test_row_groups_without_rows(tmp_path: Path) -> None:
+    queries = queries_folder(tmp_path / "q", WORDS)
+    for name, rows in (("some", many(20)), ("none", [])):
+        candidates = candidates_folder(tmp_path / name, rows)
+        assert run(candidates, queries, tmp_path / f"{name}-whole", "--cap", "3", "--reserve", "0.5") == 0
+        part = tmp_path / name / "part-00000.parquet"
+        whole = pq.read_table(part)
+        with pq.ParquetWriter(part, whole.schema) as writer:
+            for start, end in ((0, 0), (0, 7), (7, 7), (7, 20), (20, 20)) if rows else ():
+                writer.write_table(whole.slice(start, end - start))
+        assert pq.ParquetFile(part).num_row_groups == (5 if rows else 0)
+        assert run(candidates, queries, tmp_path / f"{name}-cut", "--cap", "3", "--reserve", "0.5") == 0
+        assert files(tmp_path / f"{name}-cut") == files(tmp_path / f"{name}-whole")
+
+
+@pytest.mark.parametrize("text", ["the lighthouse", "IMG_1.JPG"], ids=["no query", "file names"])
+def test_nothing_is_left(tmp_path: Path, text: str) -> None:
+    rows = [candidate(f"http://x.test/{i}.jpg", text) for i in range(3)]
+    candidates, queries = candidates_folder(tmp_path / "c", rows), queries_folder(tmp_path / "q", WORDS)
+    assert run(candidates, queries, tmp_path / "out", "--reserve", "1") == 0
+    pairs, dropped, manifest = result(tmp_path / "out")
+    assert pairs == []
+    assert dropped.total() == 3
+    assert manifest["reserve_rows"] == 0
 
 
 def test_no_candidates(tmp_path: Path) -> None:
