@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dedup import embed, images
+from dedup import decoding, embed, images
 from dedup.backends import Backend
 from dedup.config import EmbedConfig
+from dedup.decoding import Prepared
 from dedup.detector import PRESETS, Detector
 from dedup.embed import run
 from dedup.folder import save
@@ -98,13 +99,13 @@ def test_the_same_bytes_are_embedded_once(
     for place, data in (("a/1.png", whole), ("a/2.png", whole), ("a/3.png", b"x"), ("a/4.png", b"x")):
         (root / place).write_bytes(data)
     seen = []
-    prepare = embed.prepare
+    prepare = decoding.prepare
 
-    def counted(picture: images.Picture, backend: Backend) -> embed.Prepared:
+    def counted(picture: images.Picture, backend: Backend) -> Prepared:
         seen.append(picture.id)
         return prepare(picture, backend)
 
-    monkeypatch.setattr(embed, "prepare", counted)
+    monkeypatch.setattr(decoding, "prepare", counted)
     config = EmbedConfig(images=(str(root),), detector=detector, batch_size=4)
     done = run(config, str(tmp_path / "out"), QUIET)
     assert done is not None
@@ -239,7 +240,7 @@ def test_a_killed_run_goes_on(
     batches: list[int] = []
     work = embed.embed_batch
 
-    def counting(backend: Backend, batch: list[embed.Prepared], dataset: str, *, half: bool) -> Any:
+    def counting(backend: Backend, batch: list[Prepared], dataset: str, *, half: bool) -> Any:
         batches.append(len(batch))
         return work(backend, batch, dataset, half=half)
 
