@@ -25,7 +25,7 @@ from pipeline.select.config import SelectConfig
 from pipeline.select.decide import thinned, united
 from pipeline.select.filter import STAGE
 from pipeline.select.kept import Sorted, Work, write_fates
-from pipeline.select.shuffle import ByHash, BySource, Gather, gathered
+from pipeline.select.shuffle import ByHash, BySource, Gather, gathered, stretches
 
 FATES = "fates"
 
@@ -83,11 +83,14 @@ class Thin(beam.DoFn):
         self._most = most
 
     def process(self, element: tuple[int, Iterable[Chunk]]) -> Sorted:
-        """Leaves so many of each caption."""
+        """Leaves so many of each caption; from every part before this one as many may come, so not all are held."""
+        left: list[pa.Table] = []
         with working(STAGE, f"captions {element[0]:06d}"):
-            rows, repeated = thinned(gathered(element[1]), self._most)
-        yield TaggedOutput(FATES, repeated)
-        yield rows
+            for more in stretches(element[1]):
+                rows, repeated = thinned(pa.concat_tables([*left, more]), self._most)
+                left = [rows]
+                yield TaggedOutput(FATES, repeated)
+        yield from left
 
 
 def rank(element: tuple[int, Iterable[Chunk]], folder: str, queries: int) -> int:

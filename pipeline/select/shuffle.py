@@ -20,6 +20,8 @@ from pipeline.core.spill import Chunk, read_chunks, split, write_chunks
 from pipeline.select.decide import part_of, sources_of, values
 
 HELD_BYTES: Final = 64 << 20
+STRETCH_BYTES: Final = 128 << 20
+"""More than a part has, unless many rows share what it is cut by."""
 PartOf = Callable[[pa.Table], np.ndarray]
 """int64[n]: the part of each row."""
 
@@ -126,3 +128,17 @@ class Gather(beam.PTransform[Any, Any]):
 def gathered(chunks: Iterable[Chunk]) -> pa.Table:
     """The rows of a part as one table."""
     return pa.concat_tables(read_chunks(chunks))
+
+
+def stretches(chunks: Iterable[Chunk]) -> Iterator[pa.Table]:
+    """The rows of a part as tables of some :data:`STRETCH_BYTES` of their files."""
+    held: list[Chunk] = []
+    size = 0
+    for chunk in chunks:
+        held.append(chunk)
+        size += chunk[2] - chunk[1]
+        if size >= STRETCH_BYTES:
+            yield gathered(held)
+            held, size = [], 0
+    if held:
+        yield gathered(held)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.core import paths, tables
 from pipeline.core.contracts import CANDIDATES
-from pipeline.core.spill import split
+from pipeline.core.spill import split, write_chunks
 from pipeline.select import choice, kept, passes, shuffle
 from pipeline.select import stage as select_stage
 from pipeline.select.choice import Outcome, choose, write_ranked
@@ -100,6 +100,25 @@ def test_parts_follow_one_another_as_hashes_do(hashes: list[int], parts: int) ->
     assert (np.diff(found[np.argsort(given_hashes)]) >= 0).all()
     exact = [h * parts >> 64 for h in hashes]
     assert (np.abs(found - np.array(exact, dtype=np.int64)) <= 1).all()
+
+
+def test_a_caption_of_many_parts_is_not_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = table([(i, i, 7, (i * 37) % 101, i, [i % QUERIES]) for i in range(100)])
+    whole, lost = thinned(rows, 4)
+    pieces = [(0, [rows.slice(start, 5)]) for start in range(0, 100, 5)]
+    chunks = [chunk for _, chunk in write_chunks(str(tmp_path), pieces)]
+    seen: list[int] = []
+
+    def noted(given_rows: pa.Table, most: int) -> tuple[pa.Table, pa.Table]:
+        seen.append(given_rows.num_rows)
+        return thinned(given_rows, most)
+
+    monkeypatch.setattr(passes, "thinned", noted)
+    monkeypatch.setattr(shuffle, "STRETCH_BYTES", 2 * (chunks[0][2] - chunks[0][1]))
+    *told, left = passes.Thin(4).process((0, chunks))
+    assert max(seen) <= 4 + 3 * 5
+    assert left.sort_by("place").equals(whole.combine_chunks())
+    assert fate_of(*(one.value for one in told)) == fate_of(lost)
 
 
 def test_place_in_group() -> None:
@@ -252,6 +271,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> list[passes.Layout]:
         (select_stage, "GROUP_ROWS", 150),
         (select_stage, "BATCH_ROWS", 11),
         (shuffle, "HELD_BYTES", 4_000),
+        (shuffle, "STRETCH_BYTES", 3_000),
         (choice, "BATCH_ROWS", 5),
         (kept, "BATCH_ROWS", 7),
     ):
