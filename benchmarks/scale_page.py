@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import table
+from dedup import coarse
 from pipeline.core import scaling, spill
 from pipeline.core.scaling import Cost, Point, Prices
 from pipeline.select import shuffle
@@ -21,6 +22,8 @@ COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b45f93", "#5b6470", "#a67c00", "#1
 OF = {2: "pair of pictures", 1.5: "picture, times 2/3 of the root of all"}
 # Rows that pass the filter of `benchmarks/captions.py`, and bytes of a packed and of a dropped row of its.
 PASSED, PACKED_BYTES, DROPPED_BYTES = 0.7, 84, 124
+# Numbers of an embedding of the detector that ships.
+LENGTH = 356
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 300, 48, 100, 28, 30
 
 
@@ -117,6 +120,11 @@ def page() -> str:
     packed = 3 * pieces(CANDIDATES * PASSED, PACKED_BYTES, shuffle.HELD_BYTES, parts)
     lost = CANDIDATES - PAIRS
     dropped = pieces(lost, DROPPED_BYTES, spill.SPILL_BYTES, lost / select_stage.PART_ROWS)
+    sample = 64 * PAIRS**0.5
+    sample_gb = sample * LENGTH * 4 / 1e9
+    visitors, list_parts = PAIRS * coarse.PROBES, PAIRS * coarse.PROBES / coarse.PART_ROWS
+    visits = pieces(visitors, listed.way_bytes / visitors, coarse.HELD_BYTES, list_parts)
+    piece_hours = visits * 2.5e-4 / 3600
     hours, dollars = (
         sum(getattr(one, name) for one in found if one is not groups) for name in ("core_hours", "dollars")
     )
@@ -135,8 +143,9 @@ All stages, groups with `--index ivf`: {hours:,.0f} core-hours, {dollars:,.0f} d
 1. **`dedup groups`, by arithmetic, unless `--index ivf` is given.** Exactly, every picture meets every other:
    {groups.core_hours:,.0f} core-hours at 400 million pictures, {groups.core_hours / 1e4:,.1f} at 4 million. Within
    lists of alike pictures it takes {listed.core_hours:,.0f} by the rate at 160,000 pictures, the most that was
-   measured, and says which share of the near-duplicates that finds. One process makes the lists by k-means from
-   64 √N pictures: 1.3 million here, 1.8 GB.
+   measured, and says which share of the near-duplicates that finds. One process, the one that submits, makes the
+   lists by k-means from 64 √N pictures, in {listed.serial_hours:,.1f} hours of one thread, in which the others wait:
+   {sample / 1e6:,.1f} million here, {sample_gb:,.1f} GB, and for a moment twice that while they are read.
 2. **`fetch`, by politeness and bandwidth, not by machines.** A host is asked once a second: one with a million
    pictures takes twelve days, whatever the number of workers. `wit plan` names the largest host.
 3. **`select`, by one step that no second worker can share.** Workers filter, match, unite duplicates, count captions
@@ -147,6 +156,9 @@ All stages, groups with `--index ivf`: {hours:,.0f} core-hours, {dollars:,.0f} d
    piece for each part, and files and parts both grow with the input: at 10 billion candidates {packed / 1e6:,.0f}
    million pieces lie between the steps of `select`, and {dropped / 1e6:,.0f} million wait to become its dropped rows,
    in parts of half a million. A piece is one read, of a range; on an object store that is one request.
+   `dedup groups --index ivf` makes {visits / 1e6:,.0f} million at 400 million pictures, of {visitors / visits:.1f} rows
+   on average. One takes 0.1 ms to write and as much to read, which is done one and a half times: some
+   {piece_hours:,.0f} core-hours, which the rate, of few and large pieces, does not hold.
 
 What a stage puts on the way lies in files below its output folder until it is read; an engine's own shuffle carries
 their names.

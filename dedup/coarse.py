@@ -48,7 +48,7 @@ _PER_LIST = 32
 ASKED, NEAREST = 1024, 10
 # Rows that look for their lists at once; rows that a part of the lists should have; and bytes of rows that are held
 # until they are written: with many parts, smaller files would hold few rows of each.
-_VISITING, _PART, _HELD_BYTES = 8_192, 65_536, 64 << 20
+_VISITING, PART_ROWS, HELD_BYTES = 8_192, 65_536, 64 << 20
 _CENTROIDS, _ASKED, _EXACT = "centroids.npy", "asked.parquet", "exact.json"
 
 
@@ -141,7 +141,7 @@ class LinkWithinLists(beam.PTransform[Any, Any]):
     def expand(self, pipeline: beam.pvalue.PBegin) -> beam.PCollection[Any]:
         """Sends rows to their lists and compares them there; `WriteTables` of the same folder clears what waited."""
         probes = self.config.probes or PROBES
-        parts = max(1, min(list_count(self.rows), -(-self.rows * probes // _PART)))
+        parts = max(1, min(list_count(self.rows), -(-self.rows * probes // PART_ROWS)))
         return (
             pipeline
             | "Spans" >> beam.Create(vectors.numbered_blocks(self.files, 65_536), reshuffle=True)
@@ -150,7 +150,7 @@ class LinkWithinLists(beam.PTransform[Any, Any]):
                 VisitLists(self.files, paths.join(self.out, FOLDER), probes, parts, self.config.threads)
             ).with_output_types(tuple[int, Any])
             | "Spill"
-            >> beam.ParDo(Spill(paths.join(self.out, stages.SPILL_FOLDER), _HELD_BYTES)).with_output_types(
+            >> beam.ParDo(Spill(paths.join(self.out, stages.SPILL_FOLDER), HELD_BYTES)).with_output_types(
                 tuple[int, Chunk]
             )
             | "ByPart" >> beam.GroupByKey()
