@@ -120,6 +120,21 @@ def test_a_store_that_fails_while_it_is_read_costs_no_record(store: Store, tmp_p
     assert manifest.read(str(out)).rows == 3
 
 
+def test_ranges_of_a_store_are_whole_or_one_line(store: Store) -> None:
+    folder = f"s3://{BUCKET}/ranges"
+    for name in "ab":
+        paths.write_bytes(f"{folder}/{name}", b"0123456789")
+    asked = [(f"{folder}/a", 2, 5), (f"{folder}/b", 0, 10)]
+    assert paths.read_ranges(asked) == [b"234", b"0123456789"]
+    with pytest.raises(StoreError, match="ranges/none: the store has no such bucket or object"):
+        paths.read_ranges([*asked, (f"{folder}/none", 0, 1)])
+    with pytest.raises(InputError, match="ranges/b: the file is cut short, expected bytes 8 to 12, found 2"):
+        paths.read_ranges([*asked, (f"{folder}/b", 8, 12)])
+    refused = store.failing(lambda request: DENIED if request.key == "ranges/b" else None)
+    with refused, pytest.raises(StoreError, match="ranges/b: the store refuses access"):
+        paths.read_ranges(asked)
+
+
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     with serving(Site()) as made:
